@@ -1,0 +1,154 @@
+// fastrnn: fused recurrent kernels for the CPU, forward and backward. The whole public C++ interface.
+//
+// Legend: B batch, T time steps, I inputs, H units, G gates. Shapes in brackets, the last axis contiguous unless a
+// stride is named. All strides are in elements, not bytes, and may be negative or zero for what is only read.
+//
+// Thread safety: every function may be called from any number of threads at once. A PackedWeights may be shared; the
+// buffers of a call belong to that call until it returns. Results have the same bits for any number of threads.
+//
+// Errors: std::invalid_argument for a wrong argument, std::bad_alloc when memory runs out. Nothing else is thrown.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace fastrnn {
+
+/// The cells, each with its gates in the order of the columns of its kernels (the order of Keras).
+enum class Cell {
+  simple_rnn,        ///< h = tanh(x.W + h'.U + b)
+  lstm,              ///< gates i f c o; states h c
+  gru,               ///< gates z r h, reset gate applied after the product (reset_after=True); bias [2, 3H]
+  gru_reset_before,  ///< gates z r h, reset gate applied before the product (reset_after=False); bias [3H]
+};
+
+constexpr Cell kCells[] = {Cell::simple_rnn, Cell::lstm, Cell::gru, Cell::gru_reset_before};
+
+constexpr int kMaxStates = 2;
+
+/// What a cell needs, by number.
+struct CellTraits {
+  const char* name;
+  int gates;      ///< G: the kernels have G*H columns
+  int states;     ///< h, or h and c
+  int bias_rows;  ///< the bias has bias_rows * G*H elements
+  int tape_slots; ///< a tape has tape_slots * H elements per time step and row; see Forward::tape
+};
+CellTraits cell_traits(Cell cell);
+Cell cell_from_name(const std::string& name);  ///< "simple_rnn", "lstm", "gru", "gru_reset_before"
+
+/// A matrix that is read: element (r, c) is data[r * row_stride + c * column_stride].
+template <class T>
+struct MatrixView {
+  const T* data;
+  std::int64_t row_stride, column_stride;
+};
+
+/// The weights of one cell. Read during the construction of PackedWeights only.
+template <class T>
+struct Weights {
+  Cell cell;
+  std::int64_t inputs, units;
+  MatrixView<T> kernel;            ///< W [I, G*H]
+  MatrixView<T> recurrent_kernel;  ///< U [H, G*H]
+  MatrixView<T> bias;              ///< b [bias_rows, G*H]; data null: no bias
+};
+
+enum class Pass { forward, backward };
+
+/// Weights laid out for one pass (backward reads them transposed) and for the instruction set in use when they were
+/// packed; calls that take them use that same instruction set. Packing costs about as much as copying the weights;
+/// pack once, call often.
+template <class T>
+class PackedWeights {
+ public:
+  explicit PackedWeights(const Weights<T>& weights, Pass pass = Pass::forward);
+  ~PackedWeights();
+  PackedWeights(PackedWeights&&) noexcept;
+  PackedWeights& operator=(PackedWeights&&) noexcept;
+
+  Cell cell() const;
+  std::int64_t inputs() const;
+  std::int64_t units() const;
+  const char* isa() const;
+
+  struct Impl;
+  const Impl& impl() const { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Asked now and then by the calling thread during a long call (roughly every 50 ms); true ends the call early, and then
+/// the contents of its output buffers are unspecified.
+struct Interrupt {
+  bool (*requested)(void* context) = nullptr;
+  void* context = nullptr;
+};
+
+/// One forward pass over [B, T, I]. Process a sequence backwards with x at the last step and a negative x_time_stride.
+template <class T>
+struct Forward {
+  std::int64_t batch, time;
+  const T* x;                                     ///< read [B, T, I]
+  std::int64_t x_batch_stride, x_time_stride;
+  const T* initial_state[kMaxStates] = {};        ///< read [B, H] each; null: zeros
+  T* y = nullptr;                                 ///< written [B, T, H], h of every step; null: not wanted
+  std::int64_t y_batch_stride = 0, y_time_stride = 0;
+  T* final_state[kMaxStates] = {};                ///< written [B, H] each; null: not wanted; may not alias initial_state
+  /// Written [T, B, tape_slots, H], for backward; null: inference. The slots are the cell's gate values, then its states
+  /// (lstm: i f c~ o h c; gru: z r n, recurrent part of n, h; gru_reset_before: z r r*h' n h; simple_rnn: h).
+  T* tape = nullptr;
+  Interrupt interrupt;
+};
+
+/// The gradient of one forward pass, given its inputs and its tape. Everything written is overwritten, not accumulated.
+template <class T>
+struct Backward {
+  std::int64_t batch, time;
+  const T* x;                                     ///< read [B, T, I], as in the forward pass
+  std::int64_t x_batch_stride, x_time_stride;
+  const T* initial_state[kMaxStates] = {};        ///< read, as in the forward pass
+  const T* tape;                                  ///< read [T, B, tape_slots, H]
+  const T* dy = nullptr;                          ///< read [B, T, H]: gradient of y; null: zeros
+  std::int64_t dy_batch_stride = 0, dy_time_stride = 0;
+  const T* dfinal_state[kMaxStates] = {};         ///< read [B, H]: gradients of the final states; null: zeros
+  T* dx = nullptr;                                ///< written [B, T, I]; null: not wanted
+  std::int64_t dx_batch_stride = 0, dx_time_stride = 0;
+  T* dkernel;                                     ///< written [I, G*H], contiguous
+  T* drecurrent_kernel;                           ///< written [H, G*H], contiguous
+  T* dbias = nullptr;                             ///< written [bias_rows, G*H], contiguous; null: not wanted
+  T* dinitial_state[kMaxStates] = {};             ///< written [B, H] each; null: not wanted
+  Interrupt interrupt;
+};
+
+/// Run one pass. False: the interrupt asked to stop.
+template <class T>
+bool forward(const PackedWeights<T>& weights, const Forward<T>& call);    ///< weights packed for Pass::forward
+template <class T>
+bool backward(const PackedWeights<T>& weights, const Backward<T>& call);  ///< weights packed for Pass::backward
+
+/// Threads that one call may use: what was set, else what OpenMP gives this thread (OMP_NUM_THREADS, affinity). A small
+/// call uses fewer. A process forked from one that used threads always runs on one: OpenMP's pool does not survive fork.
+int num_threads();
+void set_num_threads(int n);  ///< n >= 1; 0: back to OpenMP's number. Concerns fastrnn alone.
+
+/// Instruction sets, weakest first: compiled into this library, usable on this processor, and the one in use. The best is
+/// used unless FASTRNN_ISA names another when it is first needed. set_isa concerns weights packed after it.
+std::vector<std::string> compiled_isas();
+std::vector<std::string> available_isas();
+const char* isa();
+void set_isa(const std::string& name);
+
+/// The kernels' own tanh and sigmoid over n values, for accuracy tests: at most 2 ulp from the true value in float32.
+template <class T>
+void tanh(const T* x, T* y, std::int64_t n);
+template <class T>
+void sigmoid(const T* x, T* y, std::int64_t n);
+
+const char* version();
+const char* compiler();
+
+}  // namespace fastrnn

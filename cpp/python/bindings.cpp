@@ -1,0 +1,497 @@
+// fastrnn._core: checks arrays, fills the structs of the C++ interface, releases the GIL and calls. Everything that a caller
+// can get wrong is refused here, with a message of the form "where: what must hold, got what came; what to do".
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <mutex>
+#include <sstream>
+
+#include "fastrnn/fastrnn.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+using fastrnn::Cell;
+using fastrnn::CellTraits;
+using fastrnn::kMaxStates;
+using Index = std::int64_t;
+using Shape = std::vector<Index>;
+
+// ---- Messages
+
+template <class... Part>
+std::string text(const Part&... part) {
+  std::ostringstream out;
+  (out << ... << part);
+  return out.str();
+}
+std::string to_text(const Shape& shape) {
+  std::string s = "(";
+  for (std::size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
+  return s + (shape.size() == 1 ? ",)" : ")");
+}
+std::string type_name(py::handle object) { return py::cast<std::string>(py::type::handle_of(object).attr("__name__")); }
+Shape shape_of(const py::array& a) { return Shape(a.shape(), a.shape() + a.ndim()); }
+std::string dtype_text(const py::array& a) { return py::cast<std::string>(py::str(a.dtype())); }
+
+// ---- Arrays
+
+template <class T>
+constexpr const char* kDtype = std::is_same_v<T, float> ? "float32" : "float64";
+
+/// The object as an array, unchanged, or a TypeError.
+py::array as_array(py::handle object, const std::string& where, const char* name) {
+  if (!py::isinstance<py::array>(object))
+    throw py::type_error(text(where, ": ", name, " must be a NumPy array, got ", type_name(object), "; convert it with np.asarray"));
+  if (!Py_IS_TYPE(object.ptr(), reinterpret_cast<PyTypeObject*>(py::detail::npy_api::get().PyArray_Type_)) &&
+      py::hasattr(object, "mask"))
+    throw py::type_error(text(where, ": ", name, " must be a plain array, got a masked array, whose mask would be lost; fill it first"));
+  return py::reinterpret_borrow<py::array>(object);
+}
+
+template <class T>
+bool is_native(const py::array& a) { return py::isinstance<py::array_t<T>>(a); }
+
+/// float32 or float64, native byte order, as the weights are.
+template <class T>
+void require_dtype(const py::array& a, const std::string& where, const char* name) {
+  if (!is_native<T>(a))
+    throw py::type_error(text(where, ": ", name, " must be ", kDtype<T>, " like the weights, got ", dtype_text(a),
+                              "; convert it with ", name, ".astype(\"", kDtype<T>, "\")"));
+}
+
+void require_shape(const py::array& a, const Shape& shape, const std::string& where, const char* name, const char* meaning) {
+  if (shape_of(a) != shape)
+    throw py::value_error(text(where, ": ", name, " must have shape ", to_text(shape), " (", meaning, "), got ", to_text(shape_of(a))));
+}
+
+/// Whether the kernels can read the array where it is: aligned, strides of whole elements.
+template <class T>
+bool readable_in_place(const py::array& a) {
+  if (reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T) != 0) return false;
+  for (py::ssize_t i = 0; i < a.ndim(); ++i)
+    if (a.strides(i) % static_cast<py::ssize_t>(sizeof(T)) != 0) return false;
+  return true;
+}
+py::array copied(const py::array& a) { return a.attr("copy")("C"); }
+
+/// Readable, with the elements of the last axis next to each other; a copy if it is not.
+template <class T>
+py::array rows_contiguous(const py::array& a) {
+  const py::ssize_t last = a.ndim() - 1;
+  const bool unit = a.shape(last) <= 1 || a.strides(last) == static_cast<py::ssize_t>(sizeof(T));
+  return unit && readable_in_place<T>(a) ? a : copied(a);
+}
+/// Readable and C-contiguous; a copy if it is not.
+template <class T>
+py::array contiguous(const py::array& a) {
+  return (a.flags() & py::array::c_style) && readable_in_place<T>(a) ? a : copied(a);
+}
+
+template <class T>
+const T* data(const py::array& a) { return static_cast<const T*>(a.data()); }
+template <class T>
+Index stride(const py::array& a, int axis) { return a.strides(axis) / static_cast<Index>(sizeof(T)); }
+
+/// A new array; a shape whose size no address space holds is refused before NumPy sees it.
+template <class T>
+py::array_t<T> empty(const Shape& shape, const std::string& where, const char* what) {
+  Index bytes = sizeof(T);
+  for (Index n : shape)
+    if (n != 0 && __builtin_mul_overflow(bytes, n, &bytes))
+      throw py::value_error(text(where, ": ", what, " of shape ", to_text(shape), " is larger than the address space; use smaller sizes"));
+  return py::array_t<T>(shape);
+}
+
+// ---- Weights
+
+class Tape;
+
+/// The weights of one cell. The public type is this; what depends on the dtype is below it.
+class Weights {
+ public:
+  virtual ~Weights() = default;
+  virtual py::tuple forward(const py::array& x, py::handle initial_state, bool return_sequences, bool return_state,
+                            bool go_backwards, bool training) const = 0;
+  virtual py::tuple step(const py::array& x, py::handle states) const = 0;
+  virtual py::tuple backward(py::handle dy, const Tape& tape) const = 0;
+  virtual py::dtype dtype() const = 0;
+
+  std::string name;
+  Cell cell;
+  CellTraits traits;
+  Index inputs, units;
+  py::array kernel, recurrent_kernel;
+  py::object bias;  ///< None or an array
+};
+
+/// What backward needs of one forward pass.
+class Tape {
+ public:
+  std::shared_ptr<const Weights> weights;
+  py::array x;
+  py::object initial_state[kMaxStates];  ///< None or arrays
+  py::array saved;
+  bool return_sequences, return_state, go_backwards;
+  bool consumed = false;
+};
+
+/// Ctrl-C during a call: Python's own check, which raises KeyboardInterrupt in the thread that handles signals.
+bool signal_arrived(void*) {
+  py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+constexpr fastrnn::Interrupt kInterrupt{signal_arrived, nullptr};
+
+template <class T>
+class TypedWeights final : public Weights, public std::enable_shared_from_this<TypedWeights<T>> {
+ public:
+  TypedWeights(const std::string& cell_name, const py::array& kernel_in, const py::array& recurrent_in, const py::object& bias_in,
+               const std::string& name_in) {
+    name = name_in;
+    cell = fastrnn::cell_from_name(cell_name);
+    traits = fastrnn::cell_traits(cell);
+    const Index G = traits.gates;
+    require_dtype_of_weights(recurrent_in, "recurrent_kernel");
+    if (recurrent_in.ndim() != 2 || recurrent_in.shape(0) < 1 || recurrent_in.shape(1) != G * recurrent_in.shape(0))
+      throw py::value_error(text(name, ": recurrent_kernel must have shape [units, ", G, " * units] with units >= 1, got ",
+                                 to_text(shape_of(recurrent_in))));
+    units = recurrent_in.shape(0);
+    if (kernel_in.ndim() != 2 || kernel_in.shape(1) != G * units)
+      throw py::value_error(text(name, ": kernel must have shape [features, ", G * units, "] to go with a recurrent_kernel of shape ",
+                                 to_text(shape_of(recurrent_in)), ", got ", to_text(shape_of(kernel_in))));
+    inputs = kernel_in.shape(0);
+    kernel = readable_in_place<T>(kernel_in) ? kernel_in : copied(kernel_in);
+    recurrent_kernel = readable_in_place<T>(recurrent_in) ? recurrent_in : copied(recurrent_in);
+    bias = bias_in;
+    if (!bias.is_none()) {
+      const py::array b = as_array(bias, name, "bias");
+      require_dtype_of_weights(b, "bias");
+      const Shape shape = traits.bias_rows == 1 ? Shape{G * units} : Shape{traits.bias_rows, G * units};
+      require_shape(b, shape, name, "bias", traits.bias_rows == 1 ? "one per gate and unit" : "a row for the input, a row for the state");
+      bias = contiguous<T>(b);
+    }
+  }
+
+  py::dtype dtype() const override { return py::dtype::of<T>(); }
+
+  py::tuple forward(const py::array& x_in, py::handle initial_in, bool return_sequences, bool return_state, bool go_backwards,
+                    bool training) const override {
+    const py::array x = checked_x(x_in);
+    const Index B = x.shape(0), steps = x.shape(1);
+    py::object initial[kMaxStates];
+    checked_states(initial_in, "initial_state", B, initial);
+
+    fastrnn::Forward<T> call = call_on<fastrnn::Forward<T>>(x, go_backwards, initial);
+    py::array y;
+    if (return_sequences) {
+      auto sequence = empty<T>({B, steps, units}, name, "the output");
+      call.y = sequence.mutable_data();
+      call.y_batch_stride = steps * units;
+      call.y_time_stride = units;
+      y = sequence;
+    }
+    py::array final_state[kMaxStates];
+    for (int s = 0; s < traits.states; ++s)
+      if (return_state || (s == 0 && !return_sequences)) {
+        auto state = empty<T>({B, units}, name, "a state");
+        call.final_state[s] = state.mutable_data();
+        final_state[s] = state;
+      }
+    if (!return_sequences) y = final_state[0];
+    py::object tape = py::none();
+    if (training) {
+      auto saved = empty<T>({steps, B, traits.tape_slots, units}, name, "the tape");
+      call.tape = saved.mutable_data();
+      auto owner = std::make_shared<Tape>();
+      owner->weights = this->shared_from_this();
+      owner->x = x;
+      for (int s = 0; s < kMaxStates; ++s) owner->initial_state[s] = initial[s];
+      owner->saved = saved;
+      owner->return_sequences = return_sequences;
+      owner->return_state = return_state;
+      owner->go_backwards = go_backwards;
+      tape = py::cast(owner);
+    }
+    run([&] { return fastrnn::forward(*packed(fastrnn::Pass::forward), call); });
+    py::tuple states(return_state ? traits.states : 0);
+    for (int s = 0; s < static_cast<int>(states.size()); ++s)
+      states[s] = s == 0 && !return_sequences ? copied(final_state[0]) : final_state[s];
+    return py::make_tuple(y, states, tape);
+  }
+
+  py::tuple step(const py::array& x_in, py::handle states_in) const override {
+    require_dtype<T>(x_in, name, "x");
+    if (x_in.ndim() != 2 || x_in.shape(1) != inputs)
+      throw py::value_error(text(name, ".step: x must have shape [batch, ", inputs, "], one time step, got ", to_text(shape_of(x_in))));
+    const py::array x = rows_contiguous<T>(x_in);
+    const Index B = x.shape(0);
+    py::object initial[kMaxStates];
+    checked_states(states_in, "states", B, initial);
+    fastrnn::Forward<T> call{};
+    call.batch = B;
+    call.time = 1;
+    call.x = data<T>(x);
+    call.x_batch_stride = stride<T>(x, 0);
+    call.x_time_stride = 0;
+    for (int s = 0; s < traits.states; ++s) call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
+    auto y = empty<T>({B, units}, name, "the output");
+    call.y = y.mutable_data();
+    call.y_batch_stride = units;
+    py::tuple states(traits.states);
+    for (int s = 0; s < traits.states; ++s) {
+      auto state = empty<T>({B, units}, name, "a state");
+      call.final_state[s] = state.mutable_data();
+      states[s] = state;
+    }
+    call.interrupt = kInterrupt;
+    run([&] { return fastrnn::forward(*packed(fastrnn::Pass::forward), call); });
+    return py::make_tuple(y, states);
+  }
+
+  py::tuple backward(py::handle dy_in, const Tape& tape) const override {
+    const std::string where = name + ".backward";
+    const Index B = tape.x.shape(0), steps = tape.x.shape(1), G = traits.gates;
+
+    // dy alone, or with return_state [dy, dh, dc].
+    py::object given[1 + kMaxStates];
+    if (tape.return_state) {
+      const py::object items = sequence_of(dy_in, 1 + static_cast<std::size_t>(traits.states), where, "dy");
+      for (int i = 0; i <= traits.states; ++i) given[i] = items[py::int_(i)];
+    } else {
+      given[0] = py::reinterpret_borrow<py::object>(dy_in);
+    }
+    const auto gradient = [&](const py::object& object, const char* of, const Shape& shape) -> py::object {
+      if (object.is_none()) return object;
+      const py::array a = as_array(object, where, of);
+      require_dtype<T>(a, where, of);
+      require_shape(a, shape, where, of, "that of what it is the gradient of");
+      return rows_contiguous<T>(a);
+    };
+    const py::object dy =
+        gradient(given[0], "dy", tape.return_sequences ? Shape{B, steps, units} : Shape{B, units});
+    py::object dfinal[kMaxStates];
+    for (int s = 0; s < traits.states; ++s) {
+      dfinal[s] = tape.return_state ? gradient(given[1 + s], s == 0 ? "dh" : "dc", {B, units}) : py::object(py::none());
+      if (!dfinal[s].is_none()) dfinal[s] = contiguous<T>(dfinal[s]);
+    }
+    if (!tape.return_sequences && !dy.is_none())
+      dfinal[0] = dfinal[0].is_none() ? py::object(contiguous<T>(dy)) : py::object(contiguous<T>(dy + dfinal[0]));
+
+    fastrnn::Backward<T> call = call_on<fastrnn::Backward<T>>(tape.x, tape.go_backwards, tape.initial_state);
+    call.tape = data<T>(tape.saved);
+    if (tape.return_sequences && !dy.is_none()) {
+      const py::array a = dy;
+      call.dy = data<T>(a);
+      call.dy_batch_stride = stride<T>(a, 0);
+      call.dy_time_stride = stride<T>(a, 1);
+    }
+    auto dx = empty<T>({B, steps, inputs}, where, "the gradient of x");
+    const Index direction = tape.go_backwards ? -1 : 1;
+    call.dx = dx.mutable_data() + (tape.go_backwards ? (steps - 1) * inputs : 0);
+    call.dx_batch_stride = steps * inputs;
+    call.dx_time_stride = direction * inputs;
+    auto dkernel = empty<T>({inputs, G * units}, where, "a gradient");
+    auto drecurrent = empty<T>({units, G * units}, where, "a gradient");
+    call.dkernel = dkernel.mutable_data();
+    call.drecurrent_kernel = drecurrent.mutable_data();
+    py::list weights_gradient;
+    weights_gradient.append(dkernel);
+    weights_gradient.append(drecurrent);
+    if (!bias.is_none()) {
+      auto dbias = empty<T>(shape_of(bias), where, "a gradient");
+      call.dbias = dbias.mutable_data();
+      weights_gradient.append(dbias);
+    }
+    py::list dinitial;
+    for (int s = 0; s < traits.states; ++s) {
+      if (!dfinal[s].is_none()) call.dfinal_state[s] = data<T>(dfinal[s]);
+      auto d = empty<T>({B, units}, where, "a gradient");
+      call.dinitial_state[s] = d.mutable_data();
+      dinitial.append(d);
+    }
+    run([&] { return fastrnn::backward(*packed(fastrnn::Pass::backward), call); });
+    return py::make_tuple(dx, weights_gradient, dinitial);
+  }
+
+ private:
+  void require_dtype_of_weights(const py::array& a, const char* of) const {
+    if (!is_native<T>(a))
+      throw py::type_error(text(name, ": ", of, " must be ", kDtype<T>, " like the kernel, got ", dtype_text(a),
+                                "; all weights have one dtype"));
+  }
+
+  py::array checked_x(const py::array& x) const {
+    require_dtype<T>(x, name, "x");
+    if (x.ndim() != 3)
+      throw py::value_error(text(name, ": x must have shape [batch, time, features], got ", to_text(shape_of(x)),
+                                 x.ndim() == 2 ? "; add a time axis with x[:, None, :]" : ""));
+    if (x.shape(2) != inputs)
+      throw py::value_error(text(name, ": x must have ", inputs, " features to go with a kernel of shape ", to_text(shape_of(kernel)),
+                                 ", got ", x.shape(2), " in shape ", to_text(shape_of(x))));
+    return rows_contiguous<T>(x);
+  }
+
+  static py::object sequence_of(py::handle object, std::size_t n, const std::string& where, const char* what) {
+    if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object))
+      throw py::type_error(text(where, ": ", what, " must be a list or tuple of ", n, " arrays, got ", type_name(object)));
+    if (py::len(object) != n)
+      throw py::value_error(text(where, ": ", what, " must have ", n, " items, got ", py::len(object)));
+    return py::reinterpret_borrow<py::object>(object);
+  }
+
+  /// None, a list of one [B, H] or None per state, or for a cell with one state that array itself.
+  void checked_states(py::handle states, const char* what, Index B, py::object (&to)[kMaxStates]) const {
+    for (py::object& state : to) state = py::none();
+    if (states.is_none()) return;
+    if (traits.states == 1 && py::isinstance<py::array>(states)) {
+      to[0] = checked_state(states, what, B);
+      return;
+    }
+    const py::object items = sequence_of(states, static_cast<std::size_t>(traits.states), name, what);
+    for (int s = 0; s < traits.states; ++s) {
+      const std::string item = text(what, "[", s, "]");
+      const py::object state = items[py::int_(s)];
+      if (!state.is_none()) to[s] = checked_state(state, item.c_str(), B);
+    }
+  }
+  py::array checked_state(py::handle state, const char* what, Index B) const {
+    const py::array a = as_array(state, name, what);
+    require_dtype<T>(a, name, what);
+    require_shape(a, {B, units}, name, what, "batch, units");
+    return contiguous<T>(a);
+  }
+
+  /// The part of a call that forward and backward share.
+  template <class Call>
+  Call call_on(const py::array& x, bool go_backwards, const py::object (&initial)[kMaxStates]) const {
+    Call call{};
+    call.batch = x.shape(0);
+    call.time = x.shape(1);
+    call.x = data<T>(x);
+    call.x_batch_stride = stride<T>(x, 0);
+    call.x_time_stride = stride<T>(x, 1);
+    if (go_backwards && call.time > 0) {
+      call.x += (call.time - 1) * call.x_time_stride;
+      call.x_time_stride = -call.x_time_stride;
+    }
+    for (int s = 0; s < traits.states; ++s) call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
+    call.interrupt = kInterrupt;
+    return call;
+  }
+
+  /// Packed for the instruction set in use, once. Called without the GIL.
+  std::shared_ptr<const fastrnn::PackedWeights<T>> packed(fastrnn::Pass pass) const {
+    const std::lock_guard<std::mutex> lock(packing_);
+    auto& slot = packed_[pass == fastrnn::Pass::forward ? 0 : 1];
+    if (!slot || slot->isa() != fastrnn::isa()) slot = std::make_shared<fastrnn::PackedWeights<T>>(view_, pass);
+    return slot;
+  }
+
+  template <class F>
+  static void run(F&& f) {
+    bool finished;
+    {
+      py::gil_scoped_release release;
+      finished = f();
+    }
+    if (!finished) throw py::error_already_set();
+  }
+
+ public:
+  void prepare() {
+    const auto matrix = [](const py::array& a) { return fastrnn::MatrixView<T>{data<T>(a), stride<T>(a, 0), stride<T>(a, 1)}; };
+    view_ = {cell, inputs, units, matrix(kernel), matrix(recurrent_kernel), {nullptr, 0, 0}};
+    if (!bias.is_none()) view_.bias = {data<T>(bias), traits.gates * units, 1};
+  }
+
+ private:
+  fastrnn::Weights<T> view_;
+  mutable std::mutex packing_;
+  mutable std::shared_ptr<const fastrnn::PackedWeights<T>> packed_[2];
+};
+
+std::shared_ptr<Weights> make_weights(const std::string& cell, py::handle kernel_in, py::handle recurrent_in, const py::object& bias,
+                                      const py::object& name_in) {
+  const std::string name = name_in.is_none() ? cell : py::cast<std::string>(name_in);
+  const py::array kernel = as_array(kernel_in, name, "kernel");
+  const py::array recurrent = as_array(recurrent_in, name, "recurrent_kernel");
+  const auto make = [&](auto zero) -> std::shared_ptr<Weights> {
+    auto weights = std::make_shared<TypedWeights<decltype(zero)>>(cell, kernel, recurrent, bias, name);
+    weights->prepare();
+    return weights;
+  };
+  if (is_native<float>(kernel)) return make(0.0f);
+  if (is_native<double>(kernel)) return make(0.0);
+  throw py::type_error(text(name, ": kernel must be float32 or float64 in native byte order, got ", dtype_text(kernel),
+                            "; convert it with kernel.astype(\"float32\")"));
+}
+
+py::tuple forward(const Weights& weights, py::handle x, py::handle initial_state, bool return_sequences, bool return_state,
+                  bool go_backwards, bool training) {
+  return weights.forward(as_array(x, weights.name, "x"), initial_state, return_sequences, return_state, go_backwards, training);
+}
+
+py::tuple backward(py::handle dy, Tape& tape) {
+  if (tape.consumed)
+    throw std::runtime_error(tape.weights->name + ".backward: the tape was already used; run forward again for another gradient");
+  tape.consumed = true;  // before the GIL is released: another thread must not use it meanwhile
+  try {
+    py::tuple gradients = tape.weights->backward(dy, tape);
+    tape.saved = py::array();  // the memory
+    return gradients;
+  } catch (...) {
+    tape.consumed = false;  // still good for another try
+    throw;
+  }
+}
+
+template <class T, void (*f)(const T*, T*, Index)>
+py::array_t<T> elementwise(const py::array_t<T, py::array::c_style>& x) {
+  py::array_t<T> y(shape_of(x));
+  f(x.data(), y.mutable_data(), x.size());
+  return y;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The compiled kernels of fastrnn. Use fastrnn.functional, which documents them.";
+  m.attr("__version__") = fastrnn::version();
+
+  py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights", "The weights of one cell, packed for the kernels when first used.")
+      .def(py::init(&make_weights), py::arg("cell"), py::arg("kernel"), py::arg("recurrent_kernel"), py::arg("bias") = py::none(),
+           py::kw_only(), py::arg("name") = py::none())
+      .def_property_readonly("cell", [](const Weights& w) { return w.traits.name; })
+      .def_readonly("inputs", &Weights::inputs)
+      .def_readonly("units", &Weights::units)
+      .def_readonly("name", &Weights::name)
+      .def_property_readonly("dtype", &Weights::dtype);
+
+  py::class_<Tape, std::shared_ptr<Tape>>(m, "Tape", "What backward needs of one forward pass.")
+      .def_readonly("consumed", &Tape::consumed)
+      .def_property_readonly("nbytes", [](const Tape& t) { return t.saved.nbytes(); })
+      .def_property_readonly("weights", [](const Tape& t) { return std::const_pointer_cast<Weights>(t.weights); });
+
+  m.def("forward", &forward, py::arg("weights"), py::arg("x"), py::arg("initial_state") = py::none(), py::kw_only(),
+        py::arg("return_sequences"), py::arg("return_state"), py::arg("go_backwards"), py::arg("training"));
+  m.def("backward", &backward, py::arg("dy"), py::arg("tape"));
+  m.def("step", [](const Weights& w, py::handle x, py::handle states) { return w.step(as_array(x, w.name + ".step", "x"), states); },
+        py::arg("weights"), py::arg("x"), py::arg("states") = py::none());
+
+  m.def("tanh", &elementwise<float, fastrnn::tanh<float>>, py::arg("x").noconvert());
+  m.def("tanh", &elementwise<double, fastrnn::tanh<double>>, py::arg("x").noconvert());
+  m.def("sigmoid", &elementwise<float, fastrnn::sigmoid<float>>, py::arg("x").noconvert());
+  m.def("sigmoid", &elementwise<double, fastrnn::sigmoid<double>>, py::arg("x").noconvert());
+
+  m.def("num_threads", &fastrnn::num_threads);
+  m.def("set_num_threads", &fastrnn::set_num_threads, py::arg("n"));
+  m.def("compiled_isas", &fastrnn::compiled_isas);
+  m.def("available_isas", &fastrnn::available_isas);
+  m.def("isa", &fastrnn::isa);
+  m.def("set_isa", &fastrnn::set_isa, py::arg("name"));
+  m.def("compiler", &fastrnn::compiler);
+}

@@ -1,0 +1,251 @@
+// The public interface: which instruction set, how many threads, memory for a call, and arguments that must hold before a
+// kernel runs.
+#include <omp.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+#include "build.hpp"  // made by CMake: FASTRNN_VERSION, FASTRNN_FOR_EACH_ISA
+#include "fastrnn/fastrnn.hpp"
+#include "table.hpp"
+
+namespace fastrnn {
+
+#define FASTRNN_DECLARE(isa)  \
+  namespace isa {             \
+  const Kernels* kernels();   \
+  }
+FASTRNN_FOR_EACH_ISA(FASTRNN_DECLARE)
+#undef FASTRNN_DECLARE
+
+namespace {
+
+// ---- Instruction sets
+
+struct Isa {
+  const char* name;
+  const Kernels* (*kernels)();
+};
+/// Those compiled in, weakest first.
+#define FASTRNN_ENTRY(isa) {#isa, isa::kernels},
+constexpr Isa kIsas[] = {FASTRNN_FOR_EACH_ISA(FASTRNN_ENTRY)};
+#undef FASTRNN_ENTRY
+
+bool runs_here(const std::string& name) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (name == "avx512")
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  return true;  // what the compiler takes as given
+}
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+const Isa& isa_by_name(const std::string& name, const char* where) {
+  const std::vector<std::string> usable = available_isas();
+  if (std::find(usable.begin(), usable.end(), name) == usable.end())
+    throw std::invalid_argument(std::string(where) + ": the instruction set must be one that is compiled in and runs on this " +
+                                "processor (" + joined(usable) + "), got '" + name + "'");
+  return *std::find_if(std::begin(kIsas), std::end(kIsas), [&](const Isa& isa) { return name == isa.name; });
+}
+
+std::atomic<const Kernels*> kernels_in_use{nullptr};
+
+const Kernels& kernels() {
+  const Kernels* table = kernels_in_use.load(std::memory_order_acquire);
+  if (!table) {
+    const char* forced = std::getenv("FASTRNN_ISA");
+    const Isa& isa = forced && *forced ? isa_by_name(forced, "FASTRNN_ISA") : isa_by_name(available_isas().back(), "");
+    table = isa.kernels();
+    kernels_in_use.store(table, std::memory_order_release);
+  }
+  return *table;
+}
+
+template <class T>
+const KernelTable<T>& table_of(const Kernels& kernels) {
+  if constexpr (std::is_same_v<T, float>) return kernels.float32;
+  else return kernels.float64;
+}
+
+// ---- Threads
+
+std::atomic<int> threads_set{0};  // 0: OpenMP's number
+/// In a child made by fork the OpenMP threads of its parent are gone, but libgomp waits for them for ever.
+std::atomic<bool> forked{false};
+const int fork_watch = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+// ---- Memory
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+/// Aligned to a cache line; a large block to a page, as malloc would give it.
+Memory allocate(std::int64_t bytes) {
+  void* p = nullptr;
+  if (bytes > 0 && posix_memalign(&p, 64, static_cast<std::size_t>(bytes)) != 0) throw std::bad_alloc();
+  return Memory(p);
+}
+
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(std::string("fastrnn: ") + what);
+}
+
+/// The product fits the address space with room for padding.
+void require_size(std::initializer_list<std::int64_t> factors) {
+  std::int64_t product = 64;
+  for (std::int64_t f : factors)
+    if (__builtin_mul_overflow(product, std::max<std::int64_t>(f, 1), &product))
+      throw std::invalid_argument("fastrnn: the sizes of this call exceed the address space");
+}
+
+}  // namespace
+
+CellTraits cell_traits(Cell cell) { return kIsas[0].kernels()->cell_traits(cell); }
+
+Cell cell_from_name(const std::string& name) {
+  std::vector<std::string> names;
+  for (Cell cell : kCells) {
+    names.emplace_back(cell_traits(cell).name);
+    if (name == names.back()) return cell;
+  }
+  throw std::invalid_argument("the cell must be one of " + joined(names) + ", got '" + name + "'");
+}
+
+std::vector<std::string> compiled_isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : kIsas) names.emplace_back(isa.name);
+  return names;
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names = compiled_isas();
+  names.erase(std::remove_if(names.begin(), names.end(), [](const std::string& name) { return !runs_here(name); }), names.end());
+  return names;
+}
+
+const char* isa() { return kernels().isa; }
+void set_isa(const std::string& name) { kernels_in_use = isa_by_name(name, "set_isa").kernels(); }
+
+int num_threads() {
+  if (forked) return 1;
+  const int n = threads_set;
+  return n > 0 ? n : std::max(1, std::min(omp_get_max_threads(), omp_get_thread_limit()));
+}
+
+void set_num_threads(int n) {
+  require(n >= 0, "set_num_threads: the number must be at least 1, or 0 for OpenMP's own");
+  threads_set = n;
+}
+
+// ---- Weights and calls
+
+template <class T>
+struct PackedWeights<T>::Impl {
+  const Kernels& kernels;
+  Pass pass;
+  Cell cell;
+  std::int64_t inputs, units;
+  Memory memory;
+
+  PackedView<T> view() const { return {cell, inputs, units, static_cast<const T*>(memory.get())}; }
+};
+
+template <class T>
+PackedWeights<T>::PackedWeights(const Weights<T>& w, Pass pass) {
+  require(w.units >= 1 && w.inputs >= 0, "units must be at least 1 and inputs at least 0");
+  const CellTraits traits = cell_traits(w.cell);
+  require_size({w.inputs + w.units, w.units, traits.gates, sizeof(T)});
+  const Kernels& chosen = fastrnn::kernels();
+  const KernelTable<T>& table = table_of<T>(chosen);
+  Memory memory = allocate(table.packed_size(w.cell, pass, w.inputs, w.units));
+  constexpr std::int64_t kWorthThreads = 1 << 18;  // elements: a millisecond of copying
+  const int threads = (w.inputs + w.units) * w.units * traits.gates >= kWorthThreads ? num_threads() : 1;
+  table.pack(w, pass, static_cast<T*>(memory.get()), threads);
+  impl_.reset(new Impl{chosen, pass, w.cell, w.inputs, w.units, std::move(memory)});
+}
+template <class T>
+PackedWeights<T>::~PackedWeights() = default;
+template <class T>
+PackedWeights<T>::PackedWeights(PackedWeights&&) noexcept = default;
+template <class T>
+PackedWeights<T>& PackedWeights<T>::operator=(PackedWeights&&) noexcept = default;
+template <class T>
+Cell PackedWeights<T>::cell() const { return impl_->cell; }
+template <class T>
+std::int64_t PackedWeights<T>::inputs() const { return impl_->inputs; }
+template <class T>
+std::int64_t PackedWeights<T>::units() const { return impl_->units; }
+template <class T>
+const char* PackedWeights<T>::isa() const { return impl_->kernels.isa; }
+
+template <class T>
+bool forward(const PackedWeights<T>& weights, const Forward<T>& call) {
+  const auto& w = weights.impl();
+  require(w.pass == Pass::forward, "forward takes weights packed for Pass::forward");
+  require(call.batch >= 0 && call.time >= 0, "batch and time must not be negative");
+  require(call.x || call.batch == 0 || call.time == 0 || w.inputs == 0, "x must not be null");
+  require_size({call.batch, w.units, cell_traits(w.cell).tape_slots, call.tape ? call.time : 1, sizeof(T)});
+  const KernelTable<T>& table = table_of<T>(w.kernels);
+  const int threads = num_threads();
+  const Memory workspace = allocate(table.forward_workspace(w.view(), call, threads));
+  return table.forward(w.view(), call, threads, workspace.get());
+}
+
+template <class T>
+bool backward(const PackedWeights<T>& weights, const Backward<T>& call) {
+  const auto& w = weights.impl();
+  require(w.pass == Pass::backward, "backward takes weights packed for Pass::backward");
+  require(call.batch >= 0 && call.time >= 0, "batch and time must not be negative");
+  const bool empty = call.batch == 0 || call.time == 0;
+  require(empty || call.tape, "tape must not be null");
+  require(empty || call.x || w.inputs == 0, "x must not be null");
+  require(call.dkernel || w.inputs == 0, "dkernel must not be null");
+  require(call.drecurrent_kernel, "drecurrent_kernel must not be null");
+  require_size({call.batch, w.units, cell_traits(w.cell).tape_slots, call.time, sizeof(T)});
+  const KernelTable<T>& table = table_of<T>(w.kernels);
+  const int threads = num_threads();
+  const Memory workspace = allocate(table.backward_workspace(w.view(), call, threads));
+  return table.backward(w.view(), call, threads, workspace.get());
+}
+
+template <class T>
+void tanh(const T* x, T* y, std::int64_t n) { table_of<T>(kernels()).tanh(x, y, n); }
+template <class T>
+void sigmoid(const T* x, T* y, std::int64_t n) { table_of<T>(kernels()).sigmoid(x, y, n); }
+
+#define FASTRNN_INSTANTIATE(T)                                                \
+  template class PackedWeights<T>;                                            \
+  template bool forward<T>(const PackedWeights<T>&, const Forward<T>&);       \
+  template bool backward<T>(const PackedWeights<T>&, const Backward<T>&);     \
+  template void tanh<T>(const T*, T*, std::int64_t);                          \
+  template void sigmoid<T>(const T*, T*, std::int64_t);
+FASTRNN_INSTANTIATE(float)
+FASTRNN_INSTANTIATE(double)
+#undef FASTRNN_INSTANTIATE
+
+const char* version() { return FASTRNN_VERSION; }
+
+const char* compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#else
+  return "gcc " __VERSION__;
+#endif
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,174 @@
+// How weights and gradients of the sums lie in memory as panels (see gemm.hpp), and the packing of weights.
+#pragma once
+
+#include "cells/cell.hpp"
+#include "gemm.hpp"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+namespace {
+
+/// Hands out aligned pieces of one allocation; with a null base it only counts.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  template <class T>
+  T* take(Index elements) {
+    const Index begin = size_;
+    size_ += ceil_div(elements * Index(sizeof(T)), 64) * 64;
+    return base_ ? reinterpret_cast<T*>(base_ + begin) : nullptr;
+  }
+  Index size() const { return size_; }
+
+ private:
+  char* base_;
+  Index size_ = 0;
+};
+
+/// The units of stage S are cut into blocks that hold, per gate or sum, as many vectors as a register tile has room for.
+template <class S>
+constexpr int kVectorsPerSum = S::accumulators >= kTileVectors ? 1 : kTileVectors / S::accumulators;
+template <class S, class V>
+using UnitBlocks = Blocks<V, kVectorsPerSum<S>>;
+
+// Which vector of a panel belongs to which accumulator, for multiply_add; N: vectors per gate in the block at hand.
+
+/// W [k][gate][N] into the sums [sum][N].
+template <class S, int N>
+struct InputMap {
+  static constexpr int count = S::gates * N, stride = count;
+  static constexpr int column(int v) { return v; }
+  static constexpr int sum(int v) { return S::input_sum(v / N) * N + v % N; }
+};
+/// U [k][gate][N] into the sums [sum][N].
+template <class S, int N>
+struct RecurrentMap {
+  static constexpr int count = S::gates * N, stride = count;
+  static constexpr int column(int v) { return v; }
+  static constexpr int sum(int v) { return S::recurrent_sum(v / N) * N + v % N; }
+};
+/// Gradients of the sums [row][sum][N] into the gradient of W or U [gate][N]: Weights is the map that W or U has.
+template <class S, int N, class Weights>
+struct GradientMap {
+  static constexpr int count = S::gates * N, stride = S::accumulators * N;
+  static constexpr int column(int v) { return Weights::sum(v); }
+  static constexpr int sum(int v) { return v; }
+};
+/// WT or UT [k][N] into N vectors of output columns.
+template <int N>
+struct OutputMap {
+  static constexpr int count = N, stride = N;
+  static constexpr int column(int v) { return v; }
+  static constexpr int sum(int v) { return v; }
+};
+
+/// Where the packed weights of each stage begin.
+///   forward   bias [block][sum][N], kernel [block][I][gate][N], recurrent [block][H][gate][N]
+///   backward  kernel WT [output block of I][k][N], recurrent UT [output block of H][k][N], with k over the gates and units
+///             in the order in which the gradients of the sums lie: (block, gate, unit in block)
+template <class Cell, class T>
+struct Panels {
+  static constexpr int stages = Cell::Stages::count;
+  T* bias[stages];
+  T* kernel[stages];
+  T* recurrent[stages];
+  Index size;  ///< bytes
+
+  Panels(Pass pass, Index inputs, Index units, void* base) {
+    Arena arena(base);
+    const Index padded_units = Blocks<Vec<T>, 1>{units}.padded(), padded_inputs = Blocks<Vec<T>, 1>{inputs}.padded();
+    for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
+      using S = decltype(stage);
+      if (pass == Pass::forward) {
+        bias[s] = arena.take<T>(S::accumulators * padded_units);
+        kernel[s] = arena.take<T>(inputs * S::gates * padded_units);
+        recurrent[s] = arena.take<T>(units * S::gates * padded_units);
+      } else {
+        bias[s] = nullptr;
+        kernel[s] = arena.take<T>(S::gates * units * padded_inputs);
+        recurrent[s] = arena.take<T>(S::gates * units * padded_units);
+      }
+    });
+    size = arena.size();
+  }
+};
+
+/// One unit block of W or U: from the gates' columns of `source` to [k][gate][N], zeros where there is no unit.
+template <class S, class T>
+void pack_block(const MatrixView<T>& source, Index depth, Index units, Index block, T* panel) {
+  using V = Vec<T>;
+  const UnitBlocks<S, V> blocks{units};
+  const Index width = blocks.used(block) * kLanes<V>, valid = blocks.valid(block);
+  panel += blocks.first(block) * depth * S::gates;
+  for (Index k = 0; k < depth; ++k)
+    for (int g = 0; g < S::gates; ++g, panel += width) {
+      const T* from = source.data + k * source.row_stride + ((S::first_gate + g) * units + blocks.first(block)) * source.column_stride;
+      for (Index u = 0; u < width; ++u) panel[u] = u < valid ? from[u * source.column_stride] : T(0);
+    }
+}
+
+/// One output block of WT or UT: from rows of `source` to [k][N], zeros where there is no row.
+template <class S, class T>
+void pack_transposed_block(const MatrixView<T>& source, Index rows, Index units, Index block, T* panel) {
+  using V = Vec<T>;
+  const OutputBlocks<V> outputs{rows};
+  const UnitBlocks<S, V> blocks{units};
+  const Index width = outputs.used(block) * kLanes<V>, valid = outputs.valid(block);
+  panel += outputs.first(block) * S::gates * units;
+  for (Index p = 0; p < blocks.count(); ++p)
+    for (int g = 0; g < S::gates; ++g)
+      for (Index u = 0; u < blocks.valid(p); ++u, panel += width) {
+        const T* from = source.data + outputs.first(block) * source.row_stride +
+                        ((S::first_gate + g) * units + blocks.first(p) + u) * source.column_stride;
+        for (Index r = 0; r < width; ++r) panel[r] = r < valid ? from[r * source.row_stride] : T(0);
+      }
+}
+
+/// The bias of one unit block, summed into the sums that its rows belong to: row 0 to those of x.W, row 1 to those of
+/// h.U.
+template <class Cell, class S, class T>
+void pack_bias_block(const MatrixView<T>& source, Index units, Index block, T* panel) {
+  using V = Vec<T>;
+  const UnitBlocks<S, V> blocks{units};
+  const Index width = blocks.used(block) * kLanes<V>;
+  panel += blocks.first(block) * S::accumulators;
+  for (Index i = 0; i < S::accumulators * width; ++i) panel[i] = T(0);
+  if (!source.data) return;
+  for (int row = 0; row < Cell::traits.bias_rows; ++row)
+    for (int g = 0; g < S::gates; ++g) {
+      T* to = panel + (row == 0 ? S::input_sum(g) : S::recurrent_sum(g)) * width;
+      const T* from = source.data + row * source.row_stride + ((S::first_gate + g) * units + blocks.first(block)) * source.column_stride;
+      for (Index u = 0; u < blocks.valid(block); ++u) to[u] += from[u * source.column_stride];
+    }
+}
+
+template <class Cell, class T>
+void pack(const Weights<T>& w, Pass pass, T* packed, int threads) {
+  const Panels<Cell, T> panels(pass, w.inputs, w.units, packed);
+  for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
+    using S = decltype(stage);
+    if (pass == Pass::forward) {
+      const Index blocks = UnitBlocks<S, Vec<T>>{w.units}.count();
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+      for (Index block = 0; block < blocks; ++block) {
+        pack_bias_block<Cell, S>(w.bias, w.units, block, panels.bias[s]);
+        pack_block<S>(w.kernel, w.inputs, w.units, block, panels.kernel[s]);
+        pack_block<S>(w.recurrent_kernel, w.units, w.units, block, panels.recurrent[s]);
+      }
+    } else {
+      const Index kernel_blocks = OutputBlocks<Vec<T>>{w.inputs}.count();
+      const Index blocks = kernel_blocks + OutputBlocks<Vec<T>>{w.units}.count();
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+      for (Index block = 0; block < blocks; ++block) {
+        if (block < kernel_blocks)
+          pack_transposed_block<S>(w.kernel, w.inputs, w.units, block, panels.kernel[s]);
+        else
+          pack_transposed_block<S>(w.recurrent_kernel, w.units, w.units, block - kernel_blocks, panels.recurrent[s]);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

@@ -1,0 +1,627 @@
+// The time loop, forward and backward, generic over the cell. What is multiplied where:
+//
+//   forward, per step      sums = b + x.W + h_prev.U, one chain; the cell turns them into h while they are in registers
+//   backward, per step     the cell turns dh into the gradients of the sums, `dsums`; dh_prev = dsums.UT
+//   backward, per chunk    dx = dsums.WT, dW += xT.dsums, dU += h_prevT.dsums, db += dsums, while dsums is in cache
+//
+// dsums is `[block][row][sum][lane]`: the layout of a panel, so that it is the packed right side of dW and dU as it stands.
+// A chunk is some rows of the batch by some time steps; its size does not depend on the number of threads, each element of
+// dW, dU and db has one owner, which adds over rows and steps in one fixed order: the same bits for any number of threads.
+#pragma once
+
+#include "panels.hpp"
+#include "table.hpp"
+#include "team.hpp"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+namespace {
+
+/// A matrix whose rows are contiguous.
+template <class T>
+struct Rows {
+  T* data = nullptr;
+  Index stride = 0;
+  T* operator[](Index row) const { return data + row * stride; }
+};
+
+/// What one time step reads and writes, by row of the batch.
+template <class T>
+struct Step {
+  Rows<const T> x;
+  Rows<const T> prev[kMaxStates];  ///< the states before it
+  Rows<T> next[kMaxStates];        ///< the states after it
+  Rows<T> slots;                   ///< the cell's saved values; data null: not kept
+  Rows<T> y;                       ///< a copy of h; data null: not wanted
+};
+
+/// Slot `slot` of step `t` of a tape [T, B, slots, H].
+template <class Cell, class T>
+Rows<T> tape_slot(T* tape, Index batch, Index units, Index t, int slot) {
+  const Index width = Cell::traits.tape_slots * units;
+  return {tape + t * batch * width + slot * units, width};
+}
+template <class Cell>
+constexpr int kFirstStateSlot = Cell::traits.tape_slots - Cell::traits.states;
+
+template <class T>
+Rows<const T> initial_state(const T* given, const T* zeros, Index units) {
+  return given ? Rows<const T>{given, units} : Rows<const T>{zeros, 0};
+}
+
+template <class T>
+void copy(const T* from, T* to, Index n) {
+  std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
+}
+template <class T>
+void fill_zero(T* to, Index n) {
+  for (Index i = 0; i < n; ++i) to[i] = T(0);
+}
+
+template <class V, int M>
+FASTRNN_INLINE void row_pointers(const Scalar<V>* (&rows)[M], const Scalar<V>* first, Index stride) {
+  for (int m = 0; m < M; ++m) rows[m] = first + m * stride;
+}
+
+// ---- Forward
+
+template <class Cell, class T>
+class ForwardPass {
+  using V = Vec<T>;
+  static constexpr int states = Cell::traits.states;
+  static constexpr bool single_stage = Cell::Stages::count == 1;
+  static constexpr Index kRowsAtOnce = 16 * kTileRows;      // rows that go through all steps together: weights are reused
+  static constexpr Index kHoistedRows = 8 * kTileRows;      // rows of x.W computed at once where a step has few rows
+
+ public:
+  ForwardPass(const PackedView<T>& weights, const Forward<T>& call, int threads, void* workspace)
+      : call_(call), I_(weights.inputs), H_(weights.units),
+        panels_(Pass::forward, I_, H_, const_cast<T*>(weights.data)),
+        division_(divide(threads, call.batch, call.time, I_ + H_, Cell::traits.gates * H_, Cell::Stages::count, sizeof(T))) {
+    const Index B = call.batch;
+    Arena arena(workspace);
+    zeros_ = arena.take<T>(H_);
+    if (!call.tape && !call.y) h_ = arena.take<T>(2 * B * H_);
+    for (int s = 1; s < states; ++s)
+      if (!call.tape) carried_[s] = arena.take<T>(B * H_);
+    if (!call.tape && !single_stage) slots_ = arena.take<T>(B * Cell::traits.tape_slots * H_);
+    const Index fewest_rows = division_.by_units ? B : B / division_.threads;
+    if (hoisted_steps(fewest_rows) > 0)
+      for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
+        hoisted_size_[s] = kHoistedRows * decltype(stage)::accumulators * Blocks<V, 1>{H_}.padded();
+        hoisted_[s] = arena.take<T>((division_.by_units ? 1 : division_.threads) * hoisted_size_[s]);
+      });
+    workspace_ = arena.size();
+  }
+
+  Index workspace() const { return workspace_; }
+
+  bool run() {
+    fill_zero(zeros_, H_);
+    return run_team(division_.threads, call_.interrupt, [&](Team& team) {
+      if (division_.by_units) {
+        if (through_time({0, call_.batch}, team)) finish(part(call_.batch, team.index, team.size));
+      } else {
+        const Range mine = part(call_.batch, team.index, team.size);
+        const Index groups = ceil_div(mine.size(), kRowsAtOnce);
+        for (Index i = 0; i < groups; ++i) {
+          const Range group = part(mine.size(), i, groups);
+          const Range rows{mine.begin + group.begin, mine.begin + group.end};
+          if (!through_time(rows, team)) return;
+          finish(rows);
+        }
+      }
+    });
+  }
+
+ private:
+  Step<T> step(Index t) const {
+    const Index B = call_.batch;
+    Step<T> v;
+    v.x = {call_.x + t * call_.x_time_stride, call_.x_batch_stride};
+    const Rows<T> y{call_.y ? call_.y + t * call_.y_time_stride : nullptr, call_.y_batch_stride};
+    if (call_.tape) {
+      v.slots = tape_slot<Cell>(call_.tape, B, H_, t, 0);
+      v.y = y;
+    } else if (!single_stage) {
+      v.slots = {slots_, Cell::traits.tape_slots * H_};
+    }
+    for (int s = 0; s < states; ++s) {
+      const auto state_rows = [&](Index t) -> Rows<T> {
+        if (call_.tape) return tape_slot<Cell>(call_.tape, B, H_, t, kFirstStateSlot<Cell> + s);
+        if (s == 0 && call_.y) return {call_.y + t * call_.y_time_stride, call_.y_batch_stride};
+        if (t == call_.time - 1 && call_.final_state[s]) return {call_.final_state[s], H_};
+        return {s == 0 ? h_ + (t & 1) * B * H_ : carried_[s], H_};
+      };
+      v.next[s] = state_rows(t);
+      const Rows<T> before = t > 0 ? state_rows(t - 1) : Rows<T>{};
+      v.prev[s] = t > 0 ? Rows<const T>{before.data, before.stride} : initial_state(call_.initial_state[s], zeros_, H_);
+    }
+    return v;
+  }
+
+  /// All steps of some rows: all units, or with a team that divides the units this thread's share. False: stopped.
+  bool through_time(Range rows, Team& team) {
+    const Index together = hoisted_steps(rows.size());
+    for (Index t = 0; t < call_.time; ++t) {
+      if (together && t % together == 0) {
+        const Index steps = smaller(together, call_.time - t);
+        for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
+          hoist<decltype(stage)>(s, t, steps, rows, my_blocks<decltype(stage)>(team), hoisted_here(s, team));
+        });
+      }
+      const Step<T> v = step(t);
+      bool go_on = true;
+      for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
+        using S = decltype(stage);
+        if (!go_on) return;
+        const Range blocks = my_blocks<S>(team);
+        const T* hoisted = together ? hoisted_here(s, team) : nullptr;
+        const Index first_row = together ? t % together * rows.size() : 0;
+        for (Index block = blocks.begin; block < blocks.end; ++block)
+          with_constant<kVectorsPerSum<S>>(UnitBlocks<S, V>{H_}.used(block), [&](auto vectors) {
+            for_row_tiles(rows, [&](Index b, auto height) {
+              tile<S, vectors(), height()>(s, v, block, b, hoisted, first_row + b - rows.begin);
+            });
+          });
+        if (division_.by_units) go_on = team.barrier();
+      });
+      if (!go_on || !team.proceed(rows.size() * (I_ + H_) * Cell::traits.gates * H_ / team.size)) return false;
+    }
+    return true;
+  }
+
+  template <class S>
+  Range my_blocks(const Team& team) const {
+    const Index blocks = UnitBlocks<S, V>{H_}.count();
+    return division_.by_units ? part(blocks, team.index, team.size) : Range{0, blocks};
+  }
+  T* hoisted_here(int s, const Team& team) const {
+    return hoisted_[s] + (division_.by_units ? 0 : team.index * hoisted_size_[s]);
+  }
+  /// For how many steps x.W is computed at once: a step with fewer rows than a tile is high would read all of W for little
+  /// work. 0: x.W is part of each step's own product.
+  Index hoisted_steps(Index rows) const {
+    return rows > 0 && rows < kTileRows && call_.time > 1 ? smaller(kHoistedRows / rows, call_.time) : 0;
+  }
+  /// Where the sums of `block` and chunk row `row` lie; N vectors per sum.
+  template <class S>
+  Index hoisted_offset(Index block, Index row, int N) const {
+    return (UnitBlocks<S, V>{H_}.first(block) * kHoistedRows + row * N * kLanes<V>) * S::accumulators;
+  }
+
+  template <class S, int N, int M>
+  FASTRNN_INLINE void bias(int s, Index block, V (&sums)[M][S::accumulators * N]) const {
+    const T* panel = panels_.bias[s] + UnitBlocks<S, V>{H_}.first(block) * S::accumulators;
+    for (int v = 0; v < S::accumulators * N; ++v) {
+      const V b = load<V>(panel + v * kLanes<V>);
+      for (int m = 0; m < M; ++m) sums[m][v] = b;
+    }
+  }
+
+  /// b + x.W of `steps` steps from t0.
+  template <class S>
+  void hoist(int s, Index t0, Index steps, Range rows, Range blocks, T* to) {
+    for (Index block = blocks.begin; block < blocks.end; ++block)
+      with_constant<kVectorsPerSum<S>>(UnitBlocks<S, V>{H_}.used(block), [&](auto vectors) {
+        constexpr int N = vectors();
+        for_row_tiles({0, steps * rows.size()}, [&](Index row, auto height) {
+          constexpr int M = height();
+          V sums[M][S::accumulators * N];
+          const T* x[M];
+          for (int m = 0; m < M; ++m) {
+            const Index t = t0 + (row + m) / rows.size(), b = rows.begin + (row + m) % rows.size();
+            x[m] = call_.x + t * call_.x_time_stride + b * call_.x_batch_stride;
+          }
+          bias<S, N>(s, block, sums);
+          multiply_add<InputMap<S, N>>(sums, x, 1, kernel_panel<S>(s, block), I_);
+          for (int m = 0; m < M; ++m)
+            for (int v = 0; v < S::accumulators * N; ++v)
+              store(to + hoisted_offset<S>(block, row + m, N) + v * kLanes<V>, sums[m][v]);
+        });
+      });
+  }
+
+  template <class S>
+  FASTRNN_INLINE const T* kernel_panel(int s, Index block) const {
+    return panels_.kernel[s] + UnitBlocks<S, V>{H_}.first(block) * I_ * S::gates;
+  }
+
+  /// Rows b … b + M - 1 of one step, the units of one block.
+  template <class S, int N, int M>
+  void tile(int s, const Step<T>& v, Index block, Index b, const T* hoisted, Index hoisted_row) {
+    constexpr int sums_per_row = S::accumulators * N;
+    V sums[M][sums_per_row];
+    const T* row[M];
+    if (hoisted) {
+      for (int m = 0; m < M; ++m)
+        for (int i = 0; i < sums_per_row; ++i)
+          sums[m][i] = load<V>(hoisted + hoisted_offset<S>(block, hoisted_row + m, N) + i * kLanes<V>);
+    } else {
+      bias<S, N>(s, block, sums);
+      row_pointers<V>(row, v.x[b], v.x.stride);
+      multiply_add<InputMap<S, N>>(sums, row, 1, kernel_panel<S>(s, block), I_);
+    }
+    const Index first = UnitBlocks<S, V>{H_}.first(block);
+    if constexpr (S::operand == kHidden)
+      row_pointers<V>(row, v.prev[0][b], v.prev[0].stride);
+    else
+      row_pointers<V>(row, v.slots[b] + S::operand * H_, v.slots.stride);
+    multiply_add<RecurrentMap<S, N>>(sums, row, 1, panels_.recurrent[s] + first * H_ * S::gates, H_);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) finish_vector<S, N>(v, b + m, first + n * kLanes<V>, &sums[m][n]);
+  }
+
+  /// The cell, on one vector of units; its sums lie N apart.
+  template <class S, int N>
+  FASTRNN_INLINE void finish_vector(const Step<T>& v, Index b, Index unit, const V* sums) const {
+    const Index valid = H_ - unit;
+    V a[S::accumulators], slot[Cell::traits.tape_slots], prev[states], next[states];
+    for (int i = 0; i < S::accumulators; ++i) a[i] = sums[i * N];
+    for (int i = 0; i < S::first_slot; ++i) slot[i] = load<V>(v.slots[b] + i * H_ + unit, valid);
+    for (int i = 0; i < states; ++i) prev[i] = load<V>(v.prev[i][b] + unit, valid);
+    S::forward(a, slot, prev, next);
+    if (v.slots.data)
+      for (int i = 0; i < S::slots; ++i) store(v.slots[b] + (S::first_slot + i) * H_ + unit, slot[S::first_slot + i], valid);
+    if constexpr (S::first_slot + S::slots == kFirstStateSlot<Cell>) {  // the last stage
+      for (int i = 0; i < states; ++i) store(v.next[i][b] + unit, next[i], valid);
+      if (v.y.data) store(v.y[b] + unit, next[0], valid);
+    }
+  }
+
+  /// Copy the final states that were not written in place.
+  void finish(Range rows) {
+    for (int s = 0; s < states; ++s) {
+      T* to = call_.final_state[s];
+      if (!to) continue;
+      Rows<const T> from = initial_state(call_.initial_state[s], zeros_, H_);
+      if (call_.time > 0) {
+        const Rows<T> last = step(call_.time - 1).next[s];
+        from = {last.data, last.stride};
+      }
+      if (from.data == to) continue;
+      for (Index b = rows.begin; b < rows.end; ++b) copy(from[b], to + b * H_, H_);
+    }
+  }
+
+  const Forward<T>& call_;
+  const Index I_, H_;
+  const Panels<Cell, T> panels_;
+  const Division division_;
+  Index workspace_;
+  T* zeros_;
+  T* h_ = nullptr;                       ///< h of even and odd steps, where it is kept nowhere else
+  T* carried_[kMaxStates] = {};          ///< the other states
+  T* slots_ = nullptr;
+  T* hoisted_[Cell::Stages::count] = {};
+  Index hoisted_size_[Cell::Stages::count] = {};
+};
+
+// ---- Backward
+
+template <class Cell, class T>
+class BackwardPass {
+  using V = Vec<T>;
+  static constexpr int states = Cell::traits.states;
+  static constexpr int stages = Cell::Stages::count;
+  static constexpr int saved = kFirstStateSlot<Cell>;
+  static constexpr Index kChunkRows = 256;  // rows times steps of a chunk: enough to amortise loading and storing dW and dU
+
+ public:
+  BackwardPass(const PackedView<T>& weights, const Backward<T>& call, int threads, void* workspace)
+      : call_(call), I_(weights.inputs), H_(weights.units), G_(Cell::traits.gates),
+        panels_(Pass::backward, I_, H_, const_cast<T*>(weights.data)) {
+    groups_ = ceil_div(call.batch, kChunkRows);
+    group_rows_ = groups_ > 0 ? ceil_div(call.batch, groups_) : 0;
+    chunk_steps_ = group_rows_ > 0 ? larger(1, smaller(kChunkRows / group_rows_, call.time)) : 1;
+    chunk_rows_ = group_rows_ * chunk_steps_;
+    division_ = divide(threads, group_rows_, call.time, I_ + H_, Cell::traits.gates * H_, 2 * stages, sizeof(T));
+
+    Arena arena(workspace);
+    zeros_ = arena.take<T>(H_);
+    for (int s = 0; s < states; ++s) d_[s] = arena.take<T>(group_rows_ * H_);
+    if (stages > 1) doperand_ = arena.take<T>(group_rows_ * H_);
+    x_columns_ = arena.take<T>(ceil_div(I_, kTileRows) * kTileRows * chunk_rows_);
+    for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
+      dsums_[s] = arena.take<T>(chunk_rows_ * decltype(stage)::accumulators * Blocks<V, 1>{H_}.padded());
+      operand_columns_[s] = arena.take<T>(ceil_div(H_, kTileRows) * kTileRows * chunk_rows_);
+    });
+    workspace_ = arena.size();
+  }
+
+  Index workspace() const { return workspace_; }
+
+  bool run() {
+    fill_zero(zeros_, H_);
+    if (call_.batch == 0 || call_.time == 0) {
+      fill_zero(call_.dkernel, I_ * G_ * H_);
+      fill_zero(call_.drecurrent_kernel, H_ * G_ * H_);
+      if (call_.dbias) fill_zero(call_.dbias, Cell::traits.bias_rows * G_ * H_);
+    }
+    return run_team(division_.threads, call_.interrupt, [&](Team& team) {
+      for (Index group = 0; group < groups_; ++group)
+        if (!through_group(part(call_.batch, group, groups_), group == 0, team)) return;
+    });
+  }
+
+ private:
+  /// A chunk: steps [t0, t0 + steps) of the rows of the batch in `rows`; its row number r is (t - t0) * rows.size() + b.
+  struct Chunk {
+    Index t0, steps;
+    Range rows;
+    bool first;  ///< the first chunk sets the weights' gradients, later ones add
+    Index size() const { return steps * rows.size(); }
+    Index row(Index t, Index b) const { return (t - t0) * rows.size() + b; }
+  };
+
+  bool through_group(Range rows, bool first, Team& team) {
+    const Range mine = part(rows.size(), team.index, team.size);
+    for (int s = 0; s < states; ++s)
+      for (Index b = mine.begin; b < mine.end; ++b) {
+        const T* from = call_.dfinal_state[s];
+        copy(from ? from + (rows.begin + b) * H_ : zeros_, d_[s] + b * H_, H_);
+      }
+    if (!team.barrier()) return false;
+    for (Index end = call_.time; end > 0; end -= smaller(chunk_steps_, end)) {
+      const Index steps = smaller(chunk_steps_, end);
+      const Chunk chunk{end - steps, steps, rows, first && end == call_.time};
+      const bool went_on = division_.by_units ? through_time({0, rows.size()}, chunk, team) : through_time(mine, chunk, team);
+      if (!went_on || !team.barrier()) return false;
+      if (!reduce(chunk, team) || !team.barrier()) return false;
+    }
+    for (int s = 0; s < states; ++s)
+      if (call_.dinitial_state[s])
+        copy(d_[s] + mine.begin * H_, call_.dinitial_state[s] + (rows.begin + mine.begin) * H_, mine.size() * H_);
+    return team.barrier();
+  }
+
+  /// Back through the steps of a chunk: dsums of all its rows, d of the states before it.
+  bool through_time(Range rows, const Chunk& chunk, Team& team) {
+    for (Index t = chunk.t0 + chunk.steps - 1; t >= chunk.t0; --t) {
+      bool go_on = true;
+      for_each_stage_reversed(typename Cell::Stages{}, [&](auto stage, int s) {
+        using S = decltype(stage);
+        if (!go_on) return;
+        const Range blocks = divided(UnitBlocks<S, V>{H_}.count(), team);
+        for (Index block = blocks.begin; block < blocks.end; ++block)
+          with_constant<kVectorsPerSum<S>>(UnitBlocks<S, V>{H_}.used(block), [&](auto vectors) {
+            cell_backward<S, vectors()>(s, chunk, t, rows, block);
+          });
+        if (division_.by_units && !(go_on = team.barrier())) return;
+        const Range outputs = divided(OutputBlocks<V>{H_}.count(), team);
+        for (Index block = outputs.begin; block < outputs.end; ++block)
+          with_constant<kTileVectors>(OutputBlocks<V>{H_}.used(block), [&](auto vectors) {
+            for_row_tiles(rows, [&](Index b, auto height) { operand_gradient<S, vectors(), height()>(s, chunk, t, b, block); });
+          });
+        if (division_.by_units) go_on = team.barrier();
+      });
+      if (!go_on || !team.proceed(rows.size() * H_ * G_ * H_ / (division_.by_units ? team.size : 1))) return false;
+    }
+    // The left sides of dW and dU: x and the operands of the steps, by columns.
+    const Range mine = part(chunk.size(), division_.by_units ? team.index : 0, division_.by_units ? team.size : 1);
+    for (Index t = chunk.t0; t < chunk.t0 + chunk.steps; ++t)
+      for (Index b = rows.begin; b < rows.end; ++b) {
+        const Index r = chunk.row(t, b);
+        if (division_.by_units && (r < mine.begin || r >= mine.end)) continue;
+        gather_columns(x_row(t, chunk.rows.begin + b), I_, r, x_columns_);
+        for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
+          gather_columns(operand<decltype(stage)>(t)[chunk.rows.begin + b], H_, r, operand_columns_[s]);
+        });
+      }
+    return true;
+  }
+
+  Range divided(Index n, const Team& team) const {
+    return division_.by_units ? part(n, team.index, team.size) : Range{0, n};
+  }
+  const T* x_row(Index t, Index b) const { return call_.x + t * call_.x_time_stride + b * call_.x_batch_stride; }
+  Rows<const T> slot(Index t, int i) const { return tape_slot<Cell>(call_.tape, call_.batch, H_, t, i); }
+  Rows<const T> state_before(Index t, int s) const {
+    return t > 0 ? slot(t - 1, saved + s) : initial_state(call_.initial_state[s], zeros_, H_);
+  }
+  template <class S>
+  Rows<const T> operand(Index t) const {
+    if constexpr (S::operand == kHidden) return state_before(t, 0);
+    else return slot(t, S::operand);
+  }
+  /// The gradients of the sums of a block, from chunk row r on; `width`: elements per row.
+  template <class S>
+  FASTRNN_INLINE T* dsums(int s, Index block, Index r) const {
+    const UnitBlocks<S, V> blocks{H_};
+    return dsums_[s] + (blocks.first(block) * chunk_rows_ + r * blocks.used(block) * kLanes<V>) * S::accumulators;
+  }
+
+  /// The cell's gradient at step t, for one block of units.
+  template <class S, int N>
+  void cell_backward(int s, const Chunk& chunk, Index t, Range rows, Index block) {
+    const Index first = UnitBlocks<S, V>{H_}.first(block);
+    for (Index b = rows.begin; b < rows.end; ++b) {
+      const Index row = chunk.rows.begin + b;
+      T* out = dsums<S>(s, block, chunk.row(t, b));
+      for (int n = 0; n < N; ++n) {
+        const Index unit = first + n * kLanes<V>, valid = H_ - unit;
+        V saved_value[Cell::traits.tape_slots], prev[states], next[states], d[states], da[S::accumulators];
+        for (int i = 0; i < saved; ++i) saved_value[i] = load<V>(slot(t, i)[row] + unit, valid);
+        for (int i = 0; i < states; ++i) {
+          prev[i] = load<V>(state_before(t, i)[row] + unit, valid);
+          next[i] = load<V>(slot(t, saved + i)[row] + unit, valid);
+          d[i] = load<V>(d_[i] + b * H_ + unit, valid);
+        }
+        if (call_.dy) d[0] = add(d[0], load<V>(call_.dy + t * call_.dy_time_stride + row * call_.dy_batch_stride + unit, valid));
+        const V doperand = s + 1 < stages ? load<V>(doperand_ + b * H_ + unit, valid) : zero<V>();
+        S::backward(saved_value, prev, next, d, doperand, da);
+        for (int i = 0; i < S::accumulators; ++i) store(out + (i * N + n) * kLanes<V>, da[i]);
+        if (s == 0)
+          for (int i = 0; i < states; ++i) store(d_[i] + b * H_ + unit, d[i], valid);
+      }
+    }
+  }
+
+  /// acc += the gradients of the sums of rows r … r + M - 1, times a transposed panel of W (Input) or U.
+  template <class S, bool Input, int N, int M>
+  FASTRNN_INLINE void multiply_gradients(V (&acc)[M][N], int s, Index r, const T* panel) const {
+    const UnitBlocks<S, V> blocks{H_};
+    const T* row[M];
+    for (Index block = 0; block < blocks.count(); ++block) {
+      const Index width = blocks.used(block) * kLanes<V>, valid = blocks.valid(block);
+      for (int g = 0; g < S::gates; ++g) {
+        const int sum = Input ? S::input_sum(g) : S::recurrent_sum(g);
+        row_pointers<V>(row, dsums<S>(s, block, r) + sum * width, S::accumulators * width);
+        multiply_add<OutputMap<N>>(acc, row, 1, panel, valid);
+        panel += valid * N * kLanes<V>;
+      }
+    }
+  }
+
+  /// What a stage's U multiplied gets dsums.UT: h_prev on top of what is in d, another operand alone.
+  template <class S, int N, int M>
+  void operand_gradient(int s, const Chunk& chunk, Index t, Index b, Index block) {
+    const OutputBlocks<V> outputs{H_};
+    const Index first = outputs.first(block);
+    T* to = (S::operand == kHidden ? d_[0] : doperand_) + b * H_ + first;
+    V acc[M][N];
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < N; ++n)
+        acc[m][n] = S::operand == kHidden ? load<V>(to + m * H_ + n * kLanes<V>, H_ - first - n * kLanes<V>) : zero<V>();
+    multiply_gradients<S, false>(acc, s, chunk.row(t, b), panels_.recurrent[s] + first * S::gates * H_);
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < N; ++n) store(to + m * H_ + n * kLanes<V>, acc[m][n], H_ - first - n * kLanes<V>);
+  }
+
+  /// Row r of a matrix [chunk_rows, n] into columns, kTileRows at a time: `[n / kTileRows][chunk row][kTileRows]`.
+  void gather_columns(const T* row, Index n, Index r, T* columns) const {
+    T* to = columns + r * kTileRows;
+    for (Index i = 0; i < n; i += kTileRows, to += chunk_rows_ * kTileRows)
+      for (Index j = 0; j < smaller(kTileRows, n - i); ++j) to[j] = row[i + j];
+  }
+
+  /// From the dsums of a whole chunk: dx, and its share of dW, dU and db.
+  bool reduce(const Chunk& chunk, Team& team) {
+    if (call_.dx && !input_gradient(chunk, team)) return false;
+    bool go_on = true;
+    for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
+      using S = decltype(stage);
+      go_on = go_on && weight_gradient<S, true>(s, chunk, team) && weight_gradient<S, false>(s, chunk, team);
+      const Range blocks = part(UnitBlocks<S, V>{H_}.count(), team.index, team.size);
+      for (Index block = blocks.begin; call_.dbias && block < blocks.end; ++block)
+        with_constant<kVectorsPerSum<S>>(UnitBlocks<S, V>{H_}.used(block),
+                                         [&](auto vectors) { bias_gradient<S, vectors()>(s, chunk, block); });
+    });
+    return go_on;
+  }
+
+  bool input_gradient(const Chunk& chunk, Team& team) {
+    const Range rows = part(chunk.size(), team.index, team.size);
+    const OutputBlocks<V> outputs{I_};
+    for (Index block = 0; block < outputs.count(); ++block) {
+      with_constant<kTileVectors>(outputs.used(block), [&](auto vectors) {
+        constexpr int N = vectors();
+        for_row_tiles(rows, [&](Index r, auto height) {
+          constexpr int M = height();
+          V acc[M][N];
+          for (int m = 0; m < M; ++m)
+            for (int n = 0; n < N; ++n) acc[m][n] = zero<V>();
+          const Index first = outputs.first(block);
+          for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
+            using S = decltype(stage);
+            multiply_gradients<S, true>(acc, s, r, panels_.kernel[s] + first * S::gates * H_);
+          });
+          for (int m = 0; m < M; ++m) {
+            const Index t = chunk.t0 + (r + m) / chunk.rows.size(), b = chunk.rows.begin + (r + m) % chunk.rows.size();
+            T* to = call_.dx + t * call_.dx_time_stride + b * call_.dx_batch_stride + first;
+            for (int n = 0; n < N; ++n) store(to + n * kLanes<V>, acc[m][n], I_ - first - n * kLanes<V>);
+          }
+        });
+      });
+      if (!team.proceed(rows.size() * kTileVectors * kLanes<V> * G_ * H_)) return false;
+    }
+    return true;
+  }
+
+  /// dW += xT.dsums (Input) or dU += operandT.dsums.
+  template <class S, bool Input>
+  bool weight_gradient(int s, const Chunk& chunk, Team& team) {
+    const Index depth = Input ? I_ : H_;
+    const T* columns = Input ? x_columns_ : operand_columns_[s];
+    T* gradient = Input ? call_.dkernel : call_.drecurrent_kernel;
+    const UnitBlocks<S, V> blocks{H_};
+    const Index tiles = ceil_div(depth, kTileRows);
+    const Range mine = part(blocks.count() * tiles, team.index, team.size);
+    for (Index item = mine.begin; item < mine.end; ++item) {
+      const Index block = item / tiles, i = item % tiles * kTileRows;
+      with_constant<kVectorsPerSum<S>>(blocks.used(block), [&](auto vectors) {
+        with_constant<kTileRows>(smaller(kTileRows, depth - i), [&](auto height) {
+          weight_gradient_tile<S, Input, vectors(), height()>(s, chunk, block, columns + i * chunk_rows_, gradient + i * G_ * H_);
+        });
+      });
+      if (!team.proceed(chunk.size() * kTileRows * kTileVectors * kLanes<V>)) return false;
+    }
+    return true;
+  }
+
+  template <class S, bool Input, int N, int M>
+  void weight_gradient_tile(int s, const Chunk& chunk, Index block, const T* columns, T* gradient) const {
+    using Weights = std::conditional_t<Input, InputMap<S, N>, RecurrentMap<S, N>>;
+    const Index first = UnitBlocks<S, V>{H_}.first(block);
+    const auto at = [&](int m, int v, Index& valid) {
+      const Index unit = first + v % N * kLanes<V>;
+      valid = H_ - unit;
+      return gradient + m * G_ * H_ + (S::first_gate + v / N) * H_ + unit;
+    };
+    V acc[M][S::gates * N];
+    const T* column[M];
+    row_pointers<V>(column, columns, 1);
+    Index valid;
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < S::gates * N; ++v) {
+        const T* from = at(m, v, valid);
+        acc[m][v] = chunk.first ? zero<V>() : load<V>(from, valid);
+      }
+    multiply_add<GradientMap<S, N, Weights>>(acc, column, kTileRows, dsums<S>(s, block, 0), chunk.size());
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < S::gates * N; ++v) {
+        T* to = at(m, v, valid);
+        store(to, acc[m][v], valid);
+      }
+  }
+
+  template <class S, int N>
+  void bias_gradient(int s, const Chunk& chunk, Index block) const {
+    V total[S::accumulators * N];
+    for (V& sum : total) sum = zero<V>();
+    const T* row = dsums<S>(s, block, 0);
+    for (Index r = 0; r < chunk.size(); ++r)
+      for (V& sum : total) {
+        sum = add(sum, load<V>(row));
+        row += kLanes<V>;
+      }
+    const Index first = UnitBlocks<S, V>{H_}.first(block);
+    for (int bias_row = 0; bias_row < Cell::traits.bias_rows; ++bias_row)
+      for (int g = 0; g < S::gates; ++g)
+        for (int n = 0; n < N; ++n) {
+          const Index unit = first + n * kLanes<V>;
+          T* to = call_.dbias + (bias_row * G_ + S::first_gate + g) * H_ + unit;
+          const V sum = total[(bias_row == 0 ? S::input_sum(g) : S::recurrent_sum(g)) * N + n];
+          store(to, chunk.first ? sum : add(load<V>(to, H_ - unit), sum), H_ - unit);
+        }
+  }
+
+  const Backward<T>& call_;
+  const Index I_, H_, G_;
+  const Panels<Cell, T> panels_;
+  Division division_;
+  Index groups_, group_rows_, chunk_steps_, chunk_rows_;
+  Index workspace_;
+  T* zeros_;
+  T* d_[kMaxStates];       ///< gradients of the states, [group row, H]
+  T* doperand_ = nullptr;  ///< gradient of what a second stage's U multiplies
+  T* x_columns_;
+  T* operand_columns_[stages];
+  T* dsums_[stages];
+};
+
+}  // namespace
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

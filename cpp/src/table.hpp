@@ -1,0 +1,37 @@
+// What crosses the boundary between the library and the objects compiled per instruction set: plain structs, pointers and
+// integers. Each such object exports one function, fastrnn::<isa>::kernels().
+#pragma once
+
+#include "fastrnn/fastrnn.hpp"
+
+namespace fastrnn {
+
+/// A cell and its packed weights, as the kernels see them.
+template <class T>
+struct PackedView {
+  Cell cell;
+  std::int64_t inputs, units;
+  const T* data;  ///< 64-byte aligned
+};
+
+template <class T>
+struct KernelTable {
+  std::int64_t (*packed_size)(Cell cell, Pass pass, std::int64_t inputs, std::int64_t units);  ///< in bytes
+  void (*pack)(const Weights<T>& weights, Pass pass, T* packed, int threads);
+  /// Bytes of workspace that a call needs with so many threads.
+  std::int64_t (*forward_workspace)(const PackedView<T>& weights, const Forward<T>& call, int threads);
+  std::int64_t (*backward_workspace)(const PackedView<T>& weights, const Backward<T>& call, int threads);
+  bool (*forward)(const PackedView<T>& weights, const Forward<T>& call, int threads, void* workspace);
+  bool (*backward)(const PackedView<T>& weights, const Backward<T>& call, int threads, void* workspace);
+  void (*tanh)(const T* x, T* y, std::int64_t n);
+  void (*sigmoid)(const T* x, T* y, std::int64_t n);
+};
+
+struct Kernels {
+  const char* isa;
+  CellTraits (*cell_traits)(Cell cell);
+  KernelTable<float> float32;
+  KernelTable<double> float64;
+};
+
+}  // namespace fastrnn

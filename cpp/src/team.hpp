@@ -1,0 +1,122 @@
+// The threads of one call: a barrier that spins, a way to stop early, and how the work is divided among them.
+#pragma once
+
+#include <omp.h>
+
+#include "gemm.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <sched.h>
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+namespace {
+
+FASTRNN_INLINE void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+/// Shared by the threads of one call.
+struct Control {
+  alignas(64) int stopped = 0;
+  alignas(64) int arrived = 0;
+  alignas(64) int round = 0;
+};
+
+/// One thread's view of the team.
+class Team {
+ public:
+  Team(Control& control, const Interrupt& interrupt, int index, int size)
+      : index(index), size(size), control_(control), interrupt_(interrupt) {}
+
+  const int index, size;
+
+  /// Wait for all threads. False: the call was stopped, return at once.
+  bool barrier() {
+    if (size == 1) return !stopped();
+    const int round = __atomic_load_n(&control_.round, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&control_.arrived, 1, __ATOMIC_ACQ_REL) == size) {
+      __atomic_store_n(&control_.arrived, 0, __ATOMIC_RELAXED);
+      __atomic_store_n(&control_.round, round + 1, __ATOMIC_RELEASE);
+    } else {
+      for (int spins = 0; __atomic_load_n(&control_.round, __ATOMIC_ACQUIRE) == round; ++spins) {
+        if (stopped()) return false;
+        if (spins < 4096) relax(); else sched_yield();  // a virtual processor can be taken away
+      }
+    }
+    return !stopped();
+  }
+
+  /// Count work done, in fused multiply-adds; now and then the calling thread asks whether to go on. False: return at once.
+  bool proceed(Index work) {
+    if (index == 0 && interrupt_.requested && (budget_ -= work) < 0) {
+      budget_ = kWorkPerInquiry;
+      if (interrupt_.requested(interrupt_.context)) __atomic_store_n(&control_.stopped, 1, __ATOMIC_RELAXED);
+    }
+    return !stopped();
+  }
+
+  bool stopped() const { return __atomic_load_n(&control_.stopped, __ATOMIC_RELAXED) != 0; }
+
+ private:
+  static constexpr Index kWorkPerInquiry = 400'000'000;  // 10 to 100 ms
+  Control& control_;
+  const Interrupt& interrupt_;
+  Index budget_ = kWorkPerInquiry;
+};
+
+/// Run body(team) on each of `threads` threads. True: it ran to its end. One thread means no OpenMP at all.
+template <class Body>
+bool run_team(int threads, const Interrupt& interrupt, const Body& body) {
+  Control control;
+  if (threads == 1) {
+    Team team(control, interrupt, 0, 1);
+    body(team);
+  } else {
+#pragma omp parallel num_threads(threads)
+    {
+      Team team(control, interrupt, omp_get_thread_num(), omp_get_num_threads());
+      body(team);
+    }
+  }
+  return !control.stopped;
+}
+
+/// How one call is divided. By rows: each thread takes some rows of the batch through all time steps and never waits for
+/// another. By units: all threads work on all rows, each on some of the units, and meet in a barrier after every step; each
+/// core's share of the weights can then stay in its own cache.
+struct Division {
+  int threads;
+  bool by_units;
+};
+
+/// The cheaper division by a model of the time of one step. `depth`: what one output sums over; `columns`: gates * units;
+/// `barriers`: per step, when divided by units; `bytes`: of one weight.
+inline Division divide(int threads, Index batch, Index time, Index depth, Index columns, int barriers, Index bytes) {
+  constexpr double kSmallCall = 4e5;        // fused multiply-adds below which waking a second thread costs more than it saves
+  constexpr double kBarrier = 600;          // in the unit of the model: a cycle that multiplies one vector
+  constexpr Index kLevel2 = 1 << 20;
+  const double work = double(batch) * double(time) * double(depth) * double(columns);
+  if (threads == 1 || batch == 0 || work < kSmallCall) return {1, false};
+  const auto step = [&](Index rows, double share) {
+    const double weights = double(depth) * double(columns) * share;
+    const double cached = weights * double(bytes) <= 0.9 * kLevel2 ? 2 : 3;  // rows below which loading the weights dominates
+    return weights * double(bytes) / 64 * (double(rows) > cached ? double(rows) : cached);
+  };
+  const double units = step(batch, 1.0 / threads) + barriers * kBarrier;
+  const Index most = batch < threads ? batch : threads;
+  const double rows = step(ceil_div(batch, most), 1.0);
+  const double alone = step(batch, 1.0);
+  if (alone <= units && alone <= rows) return {1, false};
+  return units < rows ? Division{threads, true} : Division{static_cast<int>(most), false};
+}
+
+}  // namespace
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

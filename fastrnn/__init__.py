@@ -1,0 +1,39 @@
+"""fastrnn: the CPU engine for recurrent networks.
+
+Fused SimpleRNN, LSTM and GRU kernels, forward and backward, behind layers that look like Keras'. The parts, each built on
+the next: `fastrnn.SimpleRNN`, `fastrnn.LSTM` and `fastrnn.GRU` (layers with weights), `fastrnn.functional` (the same without
+state), the compiled kernels. `fastrnn.reference` computes the same in plain NumPy, for reading and checking.
+"""
+
+from fastrnn import _installed  # noqa: F401, I001  (first: it finds the compiled module when this is a source folder)
+from fastrnn._core import __version__
+from fastrnn import functional, initializers, reference
+from fastrnn.functional import Gradients
+from fastrnn.layers import GRU, LSTM, SimpleRNN
+from fastrnn.runtime import (
+    available_isas,
+    compiled_isas,
+    get_isa,
+    get_num_threads,
+    set_isa,
+    set_num_threads,
+    show_config,
+)
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "Gradients",
+    "SimpleRNN",
+    "__version__",
+    "available_isas",
+    "compiled_isas",
+    "functional",
+    "get_isa",
+    "get_num_threads",
+    "initializers",
+    "reference",
+    "set_isa",
+    "set_num_threads",
+    "show_config",
+]

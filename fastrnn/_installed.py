@@ -1,0 +1,27 @@
+"""Make a source folder importable where the package is installed.
+
+A program started in the root of a checkout finds the folder `fastrnn` there before the installed package, but the compiled
+module lies in the latter. Then this adds the installed package's folder to where `fastrnn` looks for its modules.
+"""
+
+import importlib.util
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import fastrnn
+
+
+def _compiled_in(folder: Path) -> bool:
+    return any((folder / f"_core{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
+
+
+if importlib.util.find_spec("fastrnn._core") is None:
+    _folders = [Path(entry) / "fastrnn" for entry in sys.path]
+    _found = next((folder for folder in _folders if _compiled_in(folder)), None)
+    if _found is None:
+        raise ImportError(
+            f"fastrnn: the compiled module must be installed, but {Path(__file__).parent} is a source folder and no "
+            "installed fastrnn is on the path; run `pip install .` in the root of the checkout"
+        )
+    fastrnn.__path__.append(str(_found))

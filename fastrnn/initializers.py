@@ -1,0 +1,269 @@
+"""What a layer's weights are before training: Keras' initializers, drawn with NumPy.
+
+An initializer is a plain function `initializer(shape, dtype, rng)`. A layer takes an initializer's name
+("glorot_uniform" or "GlorotUniform"), its Keras config, one of the functions below, or any callable
+`f(shape, dtype=...)`; `get` turns each of them into a callable, `draw` calls it, `serialize` turns it back.
+
+Everything is drawn and computed in float64 and then rounded, so a seed gives the same weights in both dtypes.
+To add an initializer, write its function and name it in `_FUNCTIONS`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import reprlib
+
+import numpy as np
+
+__all__ = ["draw", "get", "glorot_uniform", "ones", "orthogonal", "serialize", "zeros"]
+
+
+def zeros(shape, dtype="float32", rng=None):
+    """All zeros.
+
+    Args:
+        shape: tuple of ints.
+        dtype: dtype of the result.
+        rng: not used.
+
+    Returns:
+        An array of that shape and dtype.
+
+    >>> zeros((2, 3)).shape
+    (2, 3)
+    """
+    return np.zeros(shape, dtype)
+
+
+def ones(shape, dtype="float32", rng=None):
+    """All ones.
+
+    Args:
+        shape: tuple of ints.
+        dtype: dtype of the result.
+        rng: not used.
+
+    Returns:
+        An array of that shape and dtype.
+
+    >>> ones((2, 3)).shape
+    (2, 3)
+    """
+    return np.ones(shape, dtype)
+
+
+def glorot_uniform(shape, dtype="float32", rng=None, *, seed=None):
+    """Uniform in [-limit, limit] with limit = sqrt(6 / (fan_in + fan_out)).
+
+    For a kernel [I, G*H] the fans are I and G*H: the whole matrix counts, not one gate of it.
+    Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010);
+    keras.initializers.GlorotUniform.
+
+    Args:
+        shape: tuple of ints.
+        dtype: dtype of the result.
+        rng: numpy.random.Generator to draw from; None: one with fresh entropy.
+        seed: int; draw from a generator made of this seed instead: every call returns the same values.
+
+    Returns:
+        An array of that shape and dtype.
+
+    >>> glorot_uniform((8, 256)).shape
+    (8, 256)
+    """
+    fan_in, fan_out = _fans(shape)
+    return _uniform_of_variance(1.0 / max(1.0, (fan_in + fan_out) / 2.0), shape, dtype, _generator(rng, seed))
+
+
+def orthogonal(shape, dtype="float32", rng=None, *, gain=1.0, seed=None):
+    """Orthonormal rows or, where there are fewer, columns; uniform over all such matrices, times `gain`.
+
+    Q of the QR decomposition of a normal matrix [max, min], each column times the sign of R's diagonal there.
+    For a recurrent kernel [H, G*H] the whole matrix is one draw, not each gate of it.
+    Saxe et al., "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks"
+    (2014); keras.initializers.Orthogonal.
+
+    Args:
+        shape: tuple of two ints or more; all but the last are taken together as the rows.
+        dtype: dtype of the result.
+        rng: numpy.random.Generator to draw from; None: one with fresh entropy.
+        gain: float, what the matrix is multiplied by.
+        seed: int; draw from a generator made of this seed instead: every call returns the same values.
+
+    Returns:
+        An array of that shape and dtype.
+
+    Raises:
+        ValueError: the shape has fewer than two dimensions.
+
+    >>> u = orthogonal((4, 16), "float64")
+    >>> bool(np.allclose(u @ u.T, np.eye(4)))
+    True
+    """
+    if len(shape) < 2:
+        raise ValueError(
+            f"orthogonal: shape must have at least two dimensions, got {tuple(shape)}; "
+            'a bias can be initialized with "zeros"'
+        )
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    normal = _generator(rng, seed).standard_normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(normal)
+    q *= np.sign(np.diagonal(r))
+    if rows < columns:
+        q = q.T
+    return np.ascontiguousarray(gain * q.reshape(shape), dtype)
+
+
+_FUNCTIONS = (zeros, ones, glorot_uniform, orthogonal)
+_BY_NAME = {function.__name__: function for function in _FUNCTIONS}
+_CAMEL = {name: name.title().replace("_", "") for name in _BY_NAME}
+_ALIASES = {camel: _BY_NAME[name] for name, camel in _CAMEL.items()}
+_ALIASES |= {"zero": zeros, "one": ones, "OrthogonalInitializer": orthogonal}  # Keras' own
+
+
+def get(identifier):
+    """The initializer that `identifier` means, as `keras.initializers.get` finds it.
+
+    Args:
+        identifier: a name ("glorot_uniform" or "GlorotUniform"), a Keras config
+            `{"class_name": "Orthogonal", "config": {"gain": 0.5}}`, a callable `f(shape, dtype=...)`, or a
+            class whose instances are such callables.
+
+    Returns:
+        A callable; `draw` calls it. A name gives the function of this module, a config with settings a
+        `functools.partial` of it, and a callable itself.
+
+    Raises:
+        ValueError: the name, or a setting in the config, is not known.
+        TypeError: `identifier` is none of these.
+
+    >>> get("GlorotUniform").__name__
+    'glorot_uniform'
+    """
+    if isinstance(identifier, str):
+        return _by_name(identifier)
+    if isinstance(identifier, dict):
+        return _from_config(identifier)
+    if inspect.isclass(identifier):
+        identifier = identifier()
+    if callable(identifier):
+        return identifier
+    raise TypeError(
+        "an initializer must be a name, a config or a callable f(shape, dtype=...), "
+        f"got {reprlib.repr(identifier)}; the known names are {_known()}"
+    )
+
+
+def serialize(initializer):
+    """What `get` turns back into `initializer`: JSON-able, and understood by Keras as well.
+
+    Args:
+        initializer: what `get` returns.
+
+    Returns:
+        The name; or, with settings, a dict with class_name and config.
+
+    Raises:
+        TypeError: a function of one's own has no name to be found by.
+
+    >>> serialize(get("Orthogonal"))
+    'orthogonal'
+    >>> serialize(get({"class_name": "Orthogonal", "config": {"gain": 0.5}}))
+    {'class_name': 'Orthogonal', 'config': {'gain': 0.5}}
+    """
+    if initializer in _FUNCTIONS:
+        return initializer.__name__
+    if isinstance(initializer, functools.partial) and initializer.func in _FUNCTIONS:
+        if not initializer.args and "rng" not in initializer.keywords:
+            return {"class_name": _CAMEL[initializer.func.__name__], "config": dict(initializer.keywords)}
+    if hasattr(initializer, "get_config"):  # an initializer object of Keras
+        return {"class_name": type(initializer).__name__, "config": initializer.get_config()}
+    raise TypeError(
+        f"an initializer of one's own cannot be written into a config, got {initializer!r}; "
+        f"use one of {_known()}, or an object with get_config()"
+    )
+
+
+def draw(initializer, shape, dtype, rng):
+    """Calls an initializer: one of this module with `rng`, one of Keras' form `f(shape, dtype=...)` without.
+
+    Args:
+        initializer: what `get` returns.
+        shape: tuple of ints.
+        dtype: name of the dtype wanted, "float32" or "float64".
+        rng: numpy.random.Generator, handed to an initializer that has a parameter of this name.
+
+    Returns:
+        What the initializer returned; the caller checks it.
+
+    >>> draw(get("zeros"), (2, 3), "float32", np.random.default_rng(0)).shape
+    (2, 3)
+    """
+    try:
+        parameter = inspect.signature(initializer).parameters.get("rng")
+    except (TypeError, ValueError):  # a builtin such as numpy.zeros may have no signature
+        parameter = None
+    if parameter is None or parameter.default not in (None, parameter.empty):
+        return initializer(shape, dtype=dtype)
+    return initializer(shape, dtype=dtype, rng=rng)
+
+
+def _known():
+    return ", ".join(f'"{name}"' for name in sorted(_BY_NAME))
+
+
+def _by_name(name):
+    function = _BY_NAME.get(name) or _ALIASES.get(name)
+    if function is None:
+        raise ValueError(
+            f'there is no initializer "{name}"; the known ones are {_known()}, '
+            "and any callable f(shape, dtype=...) will do"
+        )
+    return function
+
+
+def _from_config(config):
+    name, settings = config.get("class_name"), config.get("config") or {}
+    if not isinstance(name, str) or not isinstance(settings, dict):
+        raise ValueError(
+            f"an initializer's config must have a class_name and a dict config, got {reprlib.repr(config)}; "
+            'pass for example {"class_name": "Orthogonal", "config": {"gain": 0.5}}'
+        )
+    function = _by_name(name)
+    known = {
+        p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
+    }
+    # Keras writes every setting down; what is None or at its default says nothing.
+    settings = {
+        key: value for key, value in settings.items() if value is not None and value != known.get(key)
+    }
+    unknown = sorted(settings.keys() - known.keys())
+    if unknown:
+        raise ValueError(
+            f"{function.__name__}: the settings must be among {sorted(known)}, got {unknown}; "
+            "leave the others out"
+        )
+    return functools.partial(function, **settings) if settings else function
+
+
+def _generator(rng, seed):
+    """The generator to draw from: a seed of the initializer's own goes before the layer's generator."""
+    if seed is not None:
+        return np.random.default_rng(seed)
+    return np.random.default_rng() if rng is None else rng
+
+
+def _fans(shape):
+    """(fan_in, fan_out) as keras.initializers computes them."""
+    if len(shape) < 2:
+        size = shape[0] if shape else 1
+        return size, size
+    field = math.prod(shape[:-2])
+    return shape[-2] * field, shape[-1] * field
+
+
+def _uniform_of_variance(variance, shape, dtype, rng):
+    limit = math.sqrt(3.0 * variance)
+    return rng.uniform(-limit, limit, shape).astype(dtype, copy=False)

@@ -1,0 +1,926 @@
+"""The layers SimpleRNN, LSTM and GRU: Keras 3's arguments, weights and results, on NumPy arrays.
+
+    lstm = fastrnn.LSTM(64, return_sequences=True)
+    y = lstm(x)                          # x [B, T, I] -> y [B, T, 64]; the first call makes the weights
+    y, tape = lstm.forward(x)            # the same, and what backward needs
+    grads = lstm.backward(dy, tape)      # grads.x, grads.weights, grads.initial_state
+    y_t, states = lstm.step(x_t, states) # one time step
+
+A layer holds its weights, nothing else: no call changes it but `build` (by itself on the first call) and
+`set_weights`, so several threads may call one layer at once. All arithmetic lies below, in `functional`.
+
+Legend: B batch, T time steps, I inputs, H units, G gates.
+
+An argument of Keras' that isn't supported yet raises NotImplementedError as soon as it is given any value but
+its default; nothing is accepted and then ignored.
+"""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+import operator
+import re
+import reprlib
+import threading
+
+import numpy as np
+from numpy import ndarray
+
+from . import functional, initializers
+
+__all__ = ["GRU", "LSTM", "SimpleRNN"]
+
+
+class Tape:
+    """What `backward` needs of one `forward`: owned by the caller, good for the layer that made it.
+
+    It holds the weights that `forward` used, so it stays valid after `set_weights`.
+    """
+
+    __slots__ = ("_core", "_layer", "_return_state")
+
+    def __init__(self, layer, core, return_state):
+        self._layer = layer
+        self._core = core
+        self._return_state = return_state
+
+    def __repr__(self):
+        return f"<Tape of {self._layer!r}>"
+
+
+class _Recurrent:
+    """What the three layers share: arguments, weights, calls.
+
+    A layer adds its constructor, how many gates it has, the name of its cell in the core, and, where they
+    differ, its bias' shape and initial value.
+    """
+
+    _gates: int
+    _cell: str
+
+    def __init__(self, arguments):
+        # `arguments` are the locals() of the layer's own __init__, whose signature is the one list of them.
+        self._where = type(self).__name__  # what error messages begin with
+        self._arguments = [name for name in arguments if name in _CHECKS]
+        for name in self._arguments:
+            self.__dict__[name] = _CHECKS[name](self._where, name, arguments[name])
+        self._numpy_dtype = np.dtype(self.dtype)
+        self._lock = threading.RLock()  # held while weights are replaced; reading takes none
+        self._arrays = None  # [kernel, recurrent_kernel, bias], read-only
+        self._packed = None  # the same as functional.Weights: what the kernels read
+
+    def __setattr__(self, name, value):
+        check = _CHECKS.get(name)
+        if check is not None:
+            if name not in _SETTABLE:
+                raise AttributeError(
+                    f"{self._where}: {name} cannot be changed after the layer is made, "
+                    f"got {reprlib.repr(value)}; make a new layer with {self._where}({name}=...)"
+                )
+            value = check(self._where, name, value)
+        super().__setattr__(name, value)
+
+    # ---- calls
+
+    def __call__(self, x, initial_state=None, mask=None, training=False):
+        """Runs the layer over whole sequences.
+
+        The first call makes the weights, for the number of features that x has.
+
+        Args:
+            x: floating array [B, T, I]. A width other than the layer's dtype is converted; integers are
+                refused.
+            initial_state: None (zeros), or a list of arrays [B, H], [h] or for LSTM [h, c]; None in it means
+                zeros. One array alone is taken as [h].
+            mask: not supported yet, must be None.
+            training: accepted as in Keras; without dropout it changes nothing.
+
+        Returns:
+            y: [B, H] the last output, or [B, T, H] with return_sequences.
+            With return_state the tuple (y, h) or for LSTM (y, h, c), the states [B, H].
+
+        Raises:
+            TypeError: x or a state isn't a floating array.
+            ValueError: a shape doesn't fit.
+            NotImplementedError: a mask was given.
+        """
+        if mask is not None:
+            self._refuse_mask()
+        if x.__class__ is not ndarray or x.dtype is not self._numpy_dtype or self._packed is None:
+            x = self._prepare(x, "x", "[batch, time, features]")
+        if initial_state is not None:
+            initial_state = self._prepare_states(initial_state, "initial_state")
+        return functional.run(
+            self._packed,
+            x,
+            initial_state,
+            return_sequences=self.return_sequences,
+            return_state=self.return_state,
+            go_backwards=self.go_backwards,
+        )
+
+    def forward(self, x, initial_state=None, mask=None, training=True):
+        """Runs the layer as a call does, and keeps what `backward` needs.
+
+        Args:
+            x, initial_state, mask, training: as in a call.
+
+        Returns:
+            (outputs, tape): what the call returns, and the tape to hand to `backward`, once.
+
+        Raises:
+            As a call.
+        """
+        if mask is not None:
+            self._refuse_mask()
+        x = self._prepare(x, "x", "[batch, time, features]")
+        if initial_state is not None:
+            initial_state = self._prepare_states(initial_state, "initial_state")
+        return_state = self.return_state
+        outputs, core = functional.run_forward(
+            self._packed,
+            x,
+            initial_state,
+            return_sequences=self.return_sequences,
+            return_state=return_state,
+            go_backwards=self.go_backwards,
+        )
+        return outputs, Tape(self, core, return_state)
+
+    def backward(self, dy, tape):
+        """The gradients of a loss, from its gradient by what `forward` returned.
+
+        Args:
+            dy: gradient by y, a floating array of y's shape; with return_state a list [dy, dh] or for LSTM
+                [dy, dh, dc], an array or None (zeros) for each of what `forward` returned.
+            tape: what `forward` of this layer returned. It is used up.
+
+        Returns:
+            functional.Gradients: x [B, T, I]; weights, a list in the order of `weights`; initial_state, a
+            list of [B, H].
+
+        Raises:
+            TypeError: `tape` is no tape, or dy isn't a floating array.
+            ValueError: the tape is another layer's, or a shape doesn't fit.
+            RuntimeError: the tape was used before.
+        """
+        if type(tape) is not Tape:
+            raise TypeError(
+                f"{self._where}: tape must be what forward returned, got {type(tape).__name__}; "
+                "call y, tape = layer.forward(x), then layer.backward(dy, tape)"
+            )
+        if tape._layer is not self:
+            raise ValueError(
+                f"{self._where}: tape must come from this layer's own forward, got a tape of another layer "
+                f"({tape._layer!r}); call the backward of that layer"
+            )
+        if not tape._return_state:
+            dy = self._floating(dy, "dy")
+        elif isinstance(dy, (list, tuple)):
+            dy = self._prepare_states(dy, "dy")
+        return functional.run_backward(dy, tape._core)
+
+    def step(self, x_t, states=None):
+        """Runs one time step with the layer's weights, for data that arrives step by step.
+
+        T steps give what one call gives; return_sequences, return_state and go_backwards have no say here.
+
+        Args:
+            x_t: floating array [B, I].
+            states: what the step before returned, [h] or for LSTM [h, c], arrays [B, H]; None: zeros.
+
+        Returns:
+            (y_t, states): the output [B, H], and the states to hand to the next step.
+
+        Raises:
+            As a call.
+        """
+        if x_t.__class__ is not ndarray or x_t.dtype is not self._numpy_dtype or self._packed is None:
+            x_t = self._prepare(x_t, "x_t", "[batch, features]")
+        if states is not None:
+            states = self._prepare_states(states, "states")
+        return functional.run_step(self._packed, x_t, states)
+
+    # ---- weights
+
+    def build(self, input_shape):
+        """Makes the weights, as the first call does by itself; does nothing on a layer built for this shape.
+
+        Args:
+            input_shape: (batch, time, features); only features is read, the others may be None.
+
+        Raises:
+            ValueError: the shape has other than three entries or no number of features, or the layer was
+                built for another number.
+        """
+        try:
+            shape = tuple(input_shape)
+            features = operator.index(shape[-1])
+        except (TypeError, IndexError):
+            shape, features = input_shape, -1
+        if features < 0 or len(shape) != 3:
+            raise ValueError(
+                f"{self._where}: input_shape must be (batch, time, features) with an integer for features, "
+                f"got {reprlib.repr(input_shape)}; write for example build((None, None, 8))"
+            )
+        with self._lock:
+            if self._packed is None:
+                self._make_weights(features)
+        built_for = self._arrays[0].shape[0]
+        if features != built_for:
+            raise ValueError(
+                f"{self._where}: input_shape must have the {built_for} features that the layer was built "
+                f"for, got {features}; make a new layer for other inputs"
+            )
+
+    @property
+    def built(self):
+        """Whether the layer has its weights yet."""
+        return self._packed is not None
+
+    @property
+    def weights(self):
+        """A list of read-only arrays: kernel, recurrent_kernel, bias. Empty before the layer is built."""
+        return list(self._arrays or ())
+
+    @property
+    def trainable_weights(self):
+        """`weights`, or nothing when `trainable` is False."""
+        return self.weights if self.trainable else []
+
+    @property
+    def non_trainable_weights(self):
+        """`weights` when `trainable` is False, or nothing."""
+        return [] if self.trainable else self.weights
+
+    @property
+    def kernel(self):
+        """The input weights [I, G*H], read-only."""
+        return self._built_arrays()[0]
+
+    @property
+    def recurrent_kernel(self):
+        """The recurrent weights [H, G*H], read-only."""
+        return self._built_arrays()[1]
+
+    @property
+    def bias(self):
+        """The bias, read-only: [G*H], for GRU with reset_after [2, 3*H]. None without use_bias."""
+        arrays = self._built_arrays()
+        return arrays[2] if self.use_bias else None
+
+    def get_weights(self):
+        """Copies of the weights, in the order of `weights`."""
+        return [array.copy() for array in self._arrays or ()]
+
+    def set_weights(self, weights):
+        """Replaces all weights, or none when there is an error. Calls that run meanwhile use the old ones.
+
+        Args:
+            weights: floating arrays in the order and of the shapes of `weights`; they are copied, and
+                converted to the layer's dtype if they have another width.
+
+        Raises:
+            ValueError: the layer isn't built, or the number of arrays or a shape doesn't fit.
+            TypeError: an array isn't floating.
+        """
+        if self._arrays is None:
+            raise ValueError(
+                f"{self._where}: set_weights needs a layer with weights, got one that isn't built; "
+                "call build((None, None, features)) first"
+            )
+        try:
+            given = list(weights)
+        except TypeError:
+            raise TypeError(
+                f"{self._where}: weights must be a list of arrays, got {type(weights).__name__}; "
+                "pass [kernel, recurrent_kernel, bias]"
+            ) from None
+        expected = self._shapes(self._arrays[0].shape[0])
+        if len(given) != len(expected):
+            raise ValueError(
+                f"{self._where}: weights must be {len(expected)} arrays ({', '.join(expected)}), "
+                f"got {len(given)}; pass them as get_weights returns them"
+            )
+        arrays = []
+        for value, (name, shape) in zip(given, expected.items(), strict=True):
+            arrays.append(self._weight(value, f"weights[{len(arrays)}] ({name})", shape))
+        with self._lock:
+            self._install(arrays)
+
+    def count_params(self):
+        """How many numbers the weights hold.
+
+        Raises:
+            ValueError: the layer isn't built.
+        """
+        if self._arrays is None:
+            raise ValueError(
+                f"{self._where}: count_params needs a layer with weights, got one that isn't built; "
+                "call build((None, None, features)) first"
+            )
+        return sum(array.size for array in self._arrays)
+
+    # ---- description
+
+    def compute_output_shape(self, input_shape):
+        """The shape of what a call returns.
+
+        Args:
+            input_shape: (batch, time, features), with None for what isn't known.
+
+        Returns:
+            The shape of y; with return_state a tuple of the shapes of y and of each state.
+        """
+        batch, time, _ = input_shape
+        y = (batch, time, self.units) if self.return_sequences else (batch, self.units)
+        return (y, *[(batch, self.units)] * self._states) if self.return_state else y
+
+    def get_config(self):
+        """The constructor's arguments as a JSON-able dict, for `from_config` here or of Keras' layer.
+
+        Raises:
+            TypeError: an initializer is a function of one's own.
+        """
+        return {
+            name: initializers.serialize(value) if name.endswith("_initializer") else value
+            for name, value in ((name, getattr(self, name)) for name in self._arguments)
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """A new layer, without weights, from what `get_config` returned here or in Keras."""
+        return cls(**config)
+
+    def __repr__(self):
+        parameters = inspect.signature(type(self)).parameters
+        words = [str(self.units)]
+        for name in self._arguments[1:]:
+            value, parameter = getattr(self, name), parameters.get(name)
+            if parameter is None or value != _CHECKS[name](self._where, name, parameter.default):
+                words.append(f"{name}={_show(value)}")
+        text = f"{self._where}({', '.join(words)})"
+        if self._arrays is not None:
+            shapes = self._shapes(self._arrays[0].shape[0])
+            text += " with " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        return text
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_packed")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+        self._packed = None
+        if self._arrays is not None:
+            self._install(self._arrays)
+
+    # ---- inside
+
+    _states = 1
+
+    def _bias_shape(self):
+        return (self._gates * self.units,)
+
+    def _initial_bias(self, rng):
+        return self._draw("bias_initializer", self._bias_shape(), rng)
+
+    def _shapes(self, features):
+        """The names and shapes of the weights, in Keras' order."""
+        columns = self._gates * self.units
+        shapes = {"kernel": (features, columns), "recurrent_kernel": (self.units, columns)}
+        if self.use_bias:
+            shapes["bias"] = self._bias_shape()
+        return shapes
+
+    def _make_weights(self, features):
+        """Draws the weights, each from a stream of its own: the size of one has no say in another."""
+        streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self.seed).spawn(3)]
+        shapes = self._shapes(features)
+        arrays = [
+            self._draw("kernel_initializer", shapes["kernel"], streams[0]),
+            self._draw("recurrent_initializer", shapes["recurrent_kernel"], streams[1]),
+        ]
+        if self.use_bias:
+            arrays.append(self._initial_bias(streams[2]))
+        self._install(arrays)
+
+    def _draw(self, argument, shape, rng):
+        drawn = initializers.draw(getattr(self, argument), shape, self.dtype, rng)
+        return self._weight(drawn, f"what {argument} returns", shape)
+
+    def _weight(self, value, what, shape):
+        """A copy of `value` in the layer's dtype, after a check of its shape."""
+        array = self._floating(value, what)
+        if array.shape != shape:
+            raise ValueError(
+                f"{self._where}: {what} must have shape {list(shape)}, got {array.shape}; "
+                "the shapes are those of Keras' layer"
+            )
+        return np.array(array, order="C")
+
+    def _install(self, arrays):
+        """Makes `arrays` the weights. Every reader reads one attribute once, so that it needs no lock."""
+        for array in arrays:
+            array.flags.writeable = False
+        kernel, recurrent_kernel, *bias = arrays
+        packed = functional.Weights(self._cell, kernel, recurrent_kernel, *bias, name=self._where)
+        self._arrays = arrays
+        self._packed = packed
+
+    def _built_arrays(self):
+        if self._arrays is None:
+            raise AttributeError(
+                f"{self._where}: the layer has no weights yet; call it or build((None, None, features))"
+            )
+        return self._arrays
+
+    def _prepare(self, x, what, axes):
+        """x in the layer's dtype; builds the layer if need be. The shape is checked below, by the core."""
+        x = self._floating(x, what)
+        if self._packed is None:  # no weights, so no core object that could check
+            if x.ndim != axes.count(",") + 1:
+                advice = "; add a time axis with x[:, None, :]" if what == "x" and x.ndim == 2 else ""
+                raise ValueError(f"{self._where}: {what} must have shape {axes}, got {x.shape}{advice}")
+            with self._lock:
+                if self._packed is None:
+                    self._make_weights(x.shape[-1])
+        return x
+
+    def _prepare_states(self, states, what):
+        """The states as a list of arrays in the layer's dtype, None where there is None."""
+        if not isinstance(states, (list, tuple)):
+            states = (states,)
+        dtype = self._numpy_dtype
+        for state in states:
+            if state.__class__ is not ndarray or state.dtype is not dtype:
+                break
+        else:
+            return states
+        return [
+            None if state is None else self._floating(state, f"{what}[{index}]")
+            for index, state in enumerate(states)
+        ]
+
+    def _floating(self, value, what):
+        """`value` as an array of the layer's dtype; no copy if it is one."""
+        if value.__class__ is ndarray and value.dtype is self._numpy_dtype:
+            return value
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(
+                f"{self._where}: {what} must be a plain array, got a masked array; "
+                "fill it with numpy.ma.filled(...)"
+            )
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{self._where}: {what} must be an array, got a {type(value).__name__} that NumPy makes none "
+                f"of ({error}); give all rows one length"
+            ) from None
+        if array.dtype.kind != "f":
+            raise TypeError(
+                f"{self._where}: {what} must be a floating array, got {array.dtype}; "
+                f'convert it with {_argument_name(what)}.astype("{self.dtype}")'
+            )
+        return array.astype(self._numpy_dtype, copy=False)
+
+    def _refuse_mask(self):
+        raise NotImplementedError(
+            f"{self._where}: mask is not supported yet; leave it out, or cut the padding off"
+        )
+
+
+class SimpleRNN(_Recurrent):
+    """The plain recurrent layer, whose output is fed back as its state.
+
+        h_t = tanh(x_t W + h_{t-1} U + b)
+
+    Elman, "Finding Structure in Time" (1990); keras.layers.SimpleRNN.
+
+    Args:
+        units: H, a positive int.
+        activation: "tanh".
+        use_bias: whether there is a bias.
+        kernel_initializer: W's initial value: a name, a Keras config, or a callable f(shape, dtype=...).
+        recurrent_initializer, bias_initializer: the same for U and b.
+        return_sequences: return the output of every step, [B, T, H], instead of the last one, [B, H].
+        return_state: return (y, h) instead of y.
+        go_backwards: read x from its end to its beginning; outputs come in the order of computation.
+        unroll: accepted as in Keras; it changes nothing in the result, nor in speed.
+        seed: int; the same weights from every layer with this seed and these shapes. None: fresh ones each
+            time. (In Keras it is the seed of dropout alone.)
+        trainable: if False, `trainable_weights` is empty; nothing else changes.
+        dtype: "float32" (the default) or "float64", of the weights and all arithmetic.
+        name: a str without "/"; by default the class' name in snake case.
+        kernel_regularizer, recurrent_regularizer, bias_regularizer, activity_regularizer, kernel_constraint,
+            recurrent_constraint, bias_constraint, dropout, recurrent_dropout, stateful, zero_output_for_mask:
+            not supported yet, must be left at their defaults.
+
+    Weights: kernel W [I, H], recurrent_kernel U [H, H], bias b [H].
+
+    Raises:
+        TypeError, ValueError: an argument isn't what is said here.
+        NotImplementedError: an argument that isn't supported yet has a value other than its default.
+
+    >>> import numpy as np
+    >>> rnn = SimpleRNN(4, return_sequences=True)
+    >>> rnn(np.zeros((32, 10, 8), "float32")).shape
+    (32, 10, 4)
+    >>> rnn
+    SimpleRNN(4, return_sequences=True) with kernel [8, 4], recurrent_kernel [4, 4], bias [4]
+    """
+
+    _gates = 1
+    _cell = "simple_rnn"
+
+    def __init__(
+        self,
+        units,
+        activation="tanh",
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        recurrent_initializer="orthogonal",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        recurrent_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        kernel_constraint=None,
+        recurrent_constraint=None,
+        bias_constraint=None,
+        dropout=0.0,
+        recurrent_dropout=0.0,
+        return_sequences=False,
+        return_state=False,
+        go_backwards=False,
+        stateful=False,
+        unroll=False,
+        seed=None,
+        *,
+        zero_output_for_mask=False,
+        trainable=True,
+        dtype=None,
+        name=None,
+    ):
+        super().__init__(locals())
+
+
+class LSTM(_Recurrent):
+    """Long Short-Term Memory.
+
+        i = sigmoid(x_t W_i + h_{t-1} U_i + b_i)
+        f = sigmoid(x_t W_f + h_{t-1} U_f + b_f)
+        g =    tanh(x_t W_g + h_{t-1} U_g + b_g)
+        o = sigmoid(x_t W_o + h_{t-1} U_o + b_o)
+        c_t = f * c_{t-1} + i * g
+        h_t = o * tanh(c_t)
+
+    Hochreiter and Schmidhuber, "Long Short-Term Memory" (1997), with the forget gate of Gers, Schmidhuber and
+    Cummins, "Learning to Forget" (2000); keras.layers.LSTM.
+
+    Args:
+        units: H, a positive int.
+        activation: "tanh".
+        recurrent_activation: "sigmoid".
+        use_bias: whether there is a bias.
+        kernel_initializer: W's initial value: a name, a Keras config, or a callable f(shape, dtype=...).
+        recurrent_initializer, bias_initializer: the same for U and b.
+        unit_forget_bias: the forget gate's bias begins at ones, whatever bias_initializer says of the others.
+        seed: int; the same weights from every layer with this seed and these shapes. None: fresh ones each
+            time. (In Keras it is the seed of dropout alone.)
+        return_sequences: return the output of every step, [B, T, H], instead of the last one, [B, H].
+        return_state: return (y, h, c) instead of y.
+        go_backwards: read x from its end to its beginning; outputs come in the order of computation.
+        unroll: accepted as in Keras; it changes nothing in the result, nor in speed.
+        use_cudnn: "auto" or False; there is no GPU here.
+        trainable: if False, `trainable_weights` is empty; nothing else changes.
+        dtype: "float32" (the default) or "float64", of the weights and all arithmetic.
+        name: a str without "/"; by default the class' name in snake case.
+        kernel_regularizer, recurrent_regularizer, bias_regularizer, activity_regularizer, kernel_constraint,
+            recurrent_constraint, bias_constraint, dropout, recurrent_dropout, stateful, zero_output_for_mask:
+            not supported yet, must be left at their defaults.
+
+    Weights: kernel W [I, 4*H], recurrent_kernel U [H, 4*H], bias b [4*H]; gates in the order i, f, g, o.
+
+    Raises:
+        TypeError, ValueError: an argument isn't what is said here.
+        NotImplementedError: an argument that isn't supported yet has a value other than its default.
+
+    >>> import numpy as np
+    >>> lstm = LSTM(4, return_sequences=True, return_state=True)
+    >>> y, h, c = lstm(np.zeros((32, 10, 8), "float32"))
+    >>> y.shape, h.shape, c.shape
+    ((32, 10, 4), (32, 4), (32, 4))
+    >>> [w.shape for w in lstm.weights]
+    [(8, 16), (4, 16), (16,)]
+    """
+
+    _gates = 4
+    _cell = "lstm"
+    _states = 2
+
+    def __init__(
+        self,
+        units,
+        activation="tanh",
+        recurrent_activation="sigmoid",
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        recurrent_initializer="orthogonal",
+        bias_initializer="zeros",
+        unit_forget_bias=True,
+        kernel_regularizer=None,
+        recurrent_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        kernel_constraint=None,
+        recurrent_constraint=None,
+        bias_constraint=None,
+        dropout=0.0,
+        recurrent_dropout=0.0,
+        seed=None,
+        return_sequences=False,
+        return_state=False,
+        go_backwards=False,
+        stateful=False,
+        unroll=False,
+        use_cudnn="auto",
+        *,
+        zero_output_for_mask=False,
+        trainable=True,
+        dtype=None,
+        name=None,
+    ):
+        super().__init__(locals())
+
+    def _initial_bias(self, rng):
+        if not self.unit_forget_bias:
+            return super()._initial_bias(rng)
+        h = self.units
+        b_i = self._draw("bias_initializer", (h,), rng)
+        b_f = np.ones(h, self.dtype)
+        b_go = self._draw("bias_initializer", (2 * h,), rng)
+        return np.concatenate([b_i, b_f, b_go])
+
+
+class GRU(_Recurrent):
+    """Gated Recurrent Unit.
+
+        z = sigmoid(x_t W_z + b_z + h_{t-1} U_z + d_z)
+        r = sigmoid(x_t W_r + b_r + h_{t-1} U_r + d_r)
+        n =    tanh(x_t W_n + b_n + r * (h_{t-1} U_n + d_n))      with reset_after (the default)
+        n =    tanh(x_t W_n + b_n + (r * h_{t-1}) U_n)            without; then there is no d
+        h_t = z * h_{t-1} + (1 - z) * n
+
+    Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder" (2014), arXiv 1406.1078: version 3
+    has the reset gate before the product, version 1 after; keras.layers.GRU.
+
+    Args:
+        units: H, a positive int.
+        activation: "tanh".
+        recurrent_activation: "sigmoid".
+        use_bias: whether there is a bias.
+        kernel_initializer: W's initial value: a name, a Keras config, or a callable f(shape, dtype=...).
+        recurrent_initializer, bias_initializer: the same for U, and for b and d together.
+        seed: int; the same weights from every layer with this seed and these shapes. None: fresh ones each
+            time. (In Keras it is the seed of dropout alone.)
+        return_sequences: return the output of every step, [B, T, H], instead of the last one, [B, H].
+        return_state: return (y, h) instead of y.
+        go_backwards: read x from its end to its beginning; outputs come in the order of computation.
+        unroll: accepted as in Keras; it changes nothing in the result, nor in speed.
+        reset_after: whether the reset gate multiplies after the product with U_n or before it.
+        use_cudnn: "auto" or False; there is no GPU here.
+        trainable: if False, `trainable_weights` is empty; nothing else changes.
+        dtype: "float32" (the default) or "float64", of the weights and all arithmetic.
+        name: a str without "/"; by default the class' name in snake case.
+        kernel_regularizer, recurrent_regularizer, bias_regularizer, activity_regularizer, kernel_constraint,
+            recurrent_constraint, bias_constraint, dropout, recurrent_dropout, stateful, zero_output_for_mask:
+            not supported yet, must be left at their defaults.
+
+    Weights: kernel W [I, 3*H], recurrent_kernel U [H, 3*H], bias [2, 3*H] (b, then d) or without reset_after
+    [3*H]; gates in the order z, r, n.
+
+    Raises:
+        TypeError, ValueError: an argument isn't what is said here.
+        NotImplementedError: an argument that isn't supported yet has a value other than its default.
+
+    >>> import numpy as np
+    >>> gru = GRU(4, return_state=True)
+    >>> y, h = gru(np.zeros((32, 10, 8), "float32"))
+    >>> y.shape, h.shape
+    ((32, 4), (32, 4))
+    >>> [w.shape for w in gru.weights]
+    [(8, 12), (4, 12), (2, 12)]
+    """
+
+    _gates = 3
+
+    def __init__(
+        self,
+        units,
+        activation="tanh",
+        recurrent_activation="sigmoid",
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        recurrent_initializer="orthogonal",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        recurrent_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        kernel_constraint=None,
+        recurrent_constraint=None,
+        bias_constraint=None,
+        dropout=0.0,
+        recurrent_dropout=0.0,
+        seed=None,
+        return_sequences=False,
+        return_state=False,
+        go_backwards=False,
+        stateful=False,
+        unroll=False,
+        reset_after=True,
+        use_cudnn="auto",
+        *,
+        zero_output_for_mask=False,
+        trainable=True,
+        dtype=None,
+        name=None,
+    ):
+        super().__init__(locals())
+
+    @property
+    def _cell(self):
+        return "gru" if self.reset_after else "gru_reset_before"
+
+    def _bias_shape(self):
+        return (2, 3 * self.units) if self.reset_after else (3 * self.units,)
+
+
+# ---- the constructor's arguments: what each must be
+
+# The names that Keras knows: the difference between a typing error and what fastrnn doesn't have yet.
+_KERAS_ACTIVATIONS = frozenset(
+    """celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu
+    linear log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign
+    sparse_plus sparse_sigmoid sparsemax squareplus swish tanh tanh_shrink threshold""".split()
+)
+
+
+def _must(where, argument, what, value, advice):
+    return f"{where}: {argument} must be {what}, got {reprlib.repr(value)}; {advice}"
+
+
+def _not_supported(where, argument, value, default):
+    return NotImplementedError(
+        f"{where}: {argument}={reprlib.repr(value)} is not supported yet; leave it at {default!r}"
+    )
+
+
+def _flag(where, argument, value):
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(_must(where, argument, "True or False", value, "write bool(...) around it"))
+    return bool(value)
+
+
+def _no_flag_yet(where, argument, value):
+    if _flag(where, argument, value):
+        raise _not_supported(where, argument, value, False)
+    return False
+
+
+def _nothing_yet(where, argument, value):
+    if value is not None:
+        raise _not_supported(where, argument, value, None)
+
+
+def _integer(where, argument, value, what, least):
+    """`value` as an int of at least `least`; True and 3.0 are no ints."""
+    try:
+        integer = operator.index(value)
+    except TypeError:
+        integer = None
+    if integer is None or isinstance(value, (bool, np.bool_)):
+        raise TypeError(_must(where, argument, what, value, "pass an int"))
+    if integer < least:
+        raise ValueError(_must(where, argument, what, value, f"pass {least} or more"))
+    return integer
+
+
+def _units(where, argument, value):
+    return _integer(where, argument, value, "a positive integer", 1)
+
+
+def _seed(where, argument, value):
+    return None if value is None else _integer(where, argument, value, "None or a non-negative integer", 0)
+
+
+def _activation(only):
+    def check(where, argument, value):
+        if isinstance(value, str) and value == only:
+            return value
+        if value is None or callable(value) or (isinstance(value, str) and value in _KERAS_ACTIVATIONS):
+            raise _not_supported(where, argument, value, only)
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(_must(where, argument, "the name of an activation", value, f'use "{only}"'))
+
+    return check
+
+
+def _initializer(where, argument, value):
+    try:
+        return initializers.get(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {argument}: {error}") from None
+
+
+def _rate_not_yet(where, argument, value):
+    what = "a number from 0 to 1"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(_must(where, argument, what, value, "pass a float"))
+    if not 0 <= value <= 1:
+        raise ValueError(_must(where, argument, what, value, "it is a fraction"))
+    if value:
+        raise _not_supported(where, argument, value, 0.0)
+    return 0.0
+
+
+def _cudnn(where, argument, value):
+    if value is False or (isinstance(value, str) and value == "auto"):
+        return value
+    raise ValueError(_must(where, argument, '"auto" or False', value, "there is no GPU here"))
+
+
+def _dtype(where, argument, value):
+    """The dtype's name, of a name, a NumPy dtype or type, or a DTypePolicy of Keras or its config."""
+    if value is None:
+        return "float32"
+    name = value
+    if isinstance(value, dict) and isinstance(value.get("config"), dict):
+        name = value["config"].get("name")
+    elif not isinstance(value, str):
+        name = getattr(value, "name", None) or getattr(value, "__name__", None)
+    if name in ("float32", "float64"):
+        return name
+    if name in ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16"):
+        raise _not_supported(where, argument, name, "float32")
+    raise ValueError(_must(where, argument, '"float32" or "float64"', value, "use one of these"))
+
+
+def _name(where, argument, value):
+    if value is None:
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", where).lower()
+    if not isinstance(value, str) or "/" in value:
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(_must(where, argument, 'a str without "/"', value, "choose another name"))
+    return value
+
+
+_CHECKS = {
+    "units": _units,
+    "activation": _activation("tanh"),
+    "recurrent_activation": _activation("sigmoid"),
+    "use_bias": _flag,
+    "kernel_initializer": _initializer,
+    "recurrent_initializer": _initializer,
+    "bias_initializer": _initializer,
+    "unit_forget_bias": _flag,
+    "kernel_regularizer": _nothing_yet,
+    "recurrent_regularizer": _nothing_yet,
+    "bias_regularizer": _nothing_yet,
+    "activity_regularizer": _nothing_yet,
+    "kernel_constraint": _nothing_yet,
+    "recurrent_constraint": _nothing_yet,
+    "bias_constraint": _nothing_yet,
+    "dropout": _rate_not_yet,
+    "recurrent_dropout": _rate_not_yet,
+    "seed": _seed,
+    "return_sequences": _flag,
+    "return_state": _flag,
+    "go_backwards": _flag,
+    "stateful": _no_flag_yet,
+    "unroll": _flag,
+    "reset_after": _flag,
+    "use_cudnn": _cudnn,
+    "zero_output_for_mask": _no_flag_yet,
+    "trainable": _flag,
+    "dtype": _dtype,
+    "name": _name,
+}
+# What may be changed on a layer, as in Keras: how it is called, not what it is.
+_SETTABLE = {"return_sequences", "return_state", "go_backwards", "unroll", "trainable"}
+
+
+def _show(value):
+    """An argument's value in a layer's repr."""
+    try:
+        return repr(initializers.serialize(value)) if callable(value) else repr(value)
+    except TypeError:
+        return getattr(value, "__name__", None) or repr(value)
+
+
+def _argument_name(what):
+    """The variable that an error message speaks of: weights[0] of "weights[0] (kernel)"."""
+    return "it" if what.startswith("what ") else what.split(" ")[0]
