@@ -27,7 +27,7 @@ import threading
 import numpy as np
 from numpy import ndarray
 
-from . import functional, initializers
+from fastrnn import functional, initializers
 
 __all__ = ["GRU", "LSTM", "SimpleRNN"]
 
@@ -127,7 +127,8 @@ class _Recurrent:
             x, initial_state, mask, training: as in a call.
 
         Returns:
-            (outputs, tape): what the call returns, and the tape to hand to `backward`, once.
+            (outputs, tape): what the call returns, and the tape to hand to `backward`, once. The tape refers
+            to x and initial_state: don't change them before.
 
         Raises:
             As a call.
@@ -415,7 +416,7 @@ class _Recurrent:
         array = self._floating(value, what)
         if array.shape != shape:
             raise ValueError(
-                f"{self._where}: {what} must have shape {list(shape)}, got {array.shape}; "
+                f"{self._where}: {what} must have shape {shape}, got {array.shape}; "
                 "the shapes are those of Keras' layer"
             )
         return np.array(array, order="C")

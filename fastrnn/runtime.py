@@ -18,9 +18,9 @@ def set_num_threads(n: int) -> None:
         TypeError: `n` is not an integer.
         ValueError: `n` is less than 1.
 
-    A small call uses fewer. Without this, the number is OpenMP's: `OMP_NUM_THREADS`, else the processors that this process
-    may use. Results have the same bits for any number of threads. A process forked from one that has already imported
-    fastrnn runs on one thread.
+    A small call uses fewer. Without this, the number is OpenMP's: `OMP_NUM_THREADS`, else the processors
+    that this process may use. Results have the same bits for any number of threads. A process forked from
+    one that has already imported fastrnn runs on one thread.
 
     >>> import fastrnn
     >>> before = fastrnn.get_num_threads()
@@ -55,7 +55,7 @@ def available_isas() -> list[str]:
 
 
 def get_isa() -> str:
-    """Return the instruction set in use: the best available one unless `FASTRNN_ISA` or `set_isa` named another."""
+    """Return the instruction set in use: the best one unless `FASTRNN_ISA` or `set_isa` named another."""
     return _core.isa()
 
 

@@ -9,6 +9,9 @@ from support import assert_close, import_keras
 
 from fastrnn import initializers
 
+# NumPy's remark about how Keras reads PyTorch's tensors.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 NAMES = ["glorot_uniform", "ones", "orthogonal", "zeros"]
 SHAPES = [(8, 256), (64, 256), (64, 64), (96, 20), (1, 1), (1, 12), (7, 1)]
 

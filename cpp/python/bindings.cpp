@@ -1,5 +1,5 @@
-// fastrnn._core: checks arrays, fills the structs of the C++ interface, releases the GIL and calls. Everything that a caller
-// can get wrong is refused here, with a message of the form "where: what must hold, got what came; what to do".
+// fastrnn._core: checks arrays, fills the structs of the C++ interface, releases the GIL and calls. Everything that a
+// caller can get wrong is refused here, with a message of the form "where: what must hold, got what came; what to do".
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -45,15 +45,19 @@ constexpr const char* kDtype = std::is_same_v<T, float> ? "float32" : "float64";
 /// The object as an array, unchanged, or a TypeError.
 py::array as_array(py::handle object, const std::string& where, const char* name) {
   if (!py::isinstance<py::array>(object))
-    throw py::type_error(text(where, ": ", name, " must be a NumPy array, got ", type_name(object), "; convert it with np.asarray"));
+    throw py::type_error(
+        text(where, ": ", name, " must be a NumPy array, got ", type_name(object), "; convert it with np.asarray"));
   if (!Py_IS_TYPE(object.ptr(), reinterpret_cast<PyTypeObject*>(py::detail::npy_api::get().PyArray_Type_)) &&
       py::hasattr(object, "mask"))
-    throw py::type_error(text(where, ": ", name, " must be a plain array, got a masked array, whose mask would be lost; fill it first"));
+    throw py::type_error(
+        text(where, ": ", name, " must be a plain array, got a masked array, whose mask would be lost; fill it first"));
   return py::reinterpret_borrow<py::array>(object);
 }
 
 template <class T>
-bool is_native(const py::array& a) { return py::isinstance<py::array_t<T>>(a); }
+bool is_native(const py::array& a) {
+  return py::isinstance<py::array_t<T>>(a);
+}
 
 /// float32 or float64, native byte order, as the weights are.
 template <class T>
@@ -63,9 +67,11 @@ void require_dtype(const py::array& a, const std::string& where, const char* nam
                               "; convert it with ", name, ".astype(\"", kDtype<T>, "\")"));
 }
 
-void require_shape(const py::array& a, const Shape& shape, const std::string& where, const char* name, const char* meaning) {
+void require_shape(const py::array& a, const Shape& shape, const std::string& where, const char* name,
+                   const char* meaning) {
   if (shape_of(a) != shape)
-    throw py::value_error(text(where, ": ", name, " must have shape ", to_text(shape), " (", meaning, "), got ", to_text(shape_of(a))));
+    throw py::value_error(
+        text(where, ": ", name, " must have shape ", to_text(shape), " (", meaning, "), got ", to_text(shape_of(a))));
 }
 
 /// Whether the kernels can read the array where it is: aligned, strides of whole elements.
@@ -92,9 +98,13 @@ py::array contiguous(const py::array& a) {
 }
 
 template <class T>
-const T* data(const py::array& a) { return static_cast<const T*>(a.data()); }
+const T* data(const py::array& a) {
+  return static_cast<const T*>(a.data());
+}
 template <class T>
-Index stride(const py::array& a, int axis) { return a.strides(axis) / static_cast<Index>(sizeof(T)); }
+Index stride(const py::array& a, int axis) {
+  return a.strides(axis) / static_cast<Index>(sizeof(T));
+}
 
 /// A new array; a shape whose size no address space holds is refused before NumPy sees it.
 template <class T>
@@ -102,7 +112,8 @@ py::array_t<T> empty(const Shape& shape, const std::string& where, const char* w
   Index bytes = sizeof(T);
   for (Index n : shape)
     if (n != 0 && __builtin_mul_overflow(bytes, n, &bytes))
-      throw py::value_error(text(where, ": ", what, " of shape ", to_text(shape), " is larger than the address space; use smaller sizes"));
+      throw py::value_error(text(where, ": ", what, " of shape ", to_text(shape),
+                                 " is larger than the address space; use smaller sizes"));
   return py::array_t<T>(shape);
 }
 
@@ -149,20 +160,21 @@ constexpr fastrnn::Interrupt kInterrupt{signal_arrived, nullptr};
 template <class T>
 class TypedWeights final : public Weights, public std::enable_shared_from_this<TypedWeights<T>> {
  public:
-  TypedWeights(const std::string& cell_name, const py::array& kernel_in, const py::array& recurrent_in, const py::object& bias_in,
-               const std::string& name_in) {
+  TypedWeights(const std::string& cell_name, const py::array& kernel_in, const py::array& recurrent_in,
+               const py::object& bias_in, const std::string& name_in) {
     name = name_in;
     cell = fastrnn::cell_from_name(cell_name);
     traits = fastrnn::cell_traits(cell);
     const Index G = traits.gates;
     require_dtype_of_weights(recurrent_in, "recurrent_kernel");
     if (recurrent_in.ndim() != 2 || recurrent_in.shape(0) < 1 || recurrent_in.shape(1) != G * recurrent_in.shape(0))
-      throw py::value_error(text(name, ": recurrent_kernel must have shape [units, ", G, " * units] with units >= 1, got ",
-                                 to_text(shape_of(recurrent_in))));
+      throw py::value_error(text(name, ": recurrent_kernel must have shape [units, ", G,
+                                 " * units] with units >= 1, got ", to_text(shape_of(recurrent_in))));
     units = recurrent_in.shape(0);
     if (kernel_in.ndim() != 2 || kernel_in.shape(1) != G * units)
-      throw py::value_error(text(name, ": kernel must have shape [features, ", G * units, "] to go with a recurrent_kernel of shape ",
-                                 to_text(shape_of(recurrent_in)), ", got ", to_text(shape_of(kernel_in))));
+      throw py::value_error(text(name, ": kernel must have shape [features, ", G * units,
+                                 "] to go with a recurrent_kernel of shape ", to_text(shape_of(recurrent_in)), ", got ",
+                                 to_text(shape_of(kernel_in))));
     inputs = kernel_in.shape(0);
     kernel = readable_in_place<T>(kernel_in) ? kernel_in : copied(kernel_in);
     recurrent_kernel = readable_in_place<T>(recurrent_in) ? recurrent_in : copied(recurrent_in);
@@ -171,15 +183,16 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       const py::array b = as_array(bias, name, "bias");
       require_dtype_of_weights(b, "bias");
       const Shape shape = traits.bias_rows == 1 ? Shape{G * units} : Shape{traits.bias_rows, G * units};
-      require_shape(b, shape, name, "bias", traits.bias_rows == 1 ? "one per gate and unit" : "a row for the input, a row for the state");
+      require_shape(b, shape, name, "bias",
+                    traits.bias_rows == 1 ? "one per gate and unit" : "a row for the input, a row for the state");
       bias = contiguous<T>(b);
     }
   }
 
   py::dtype dtype() const override { return py::dtype::of<T>(); }
 
-  py::tuple forward(const py::array& x_in, py::handle initial_in, bool return_sequences, bool return_state, bool go_backwards,
-                    bool training) const override {
+  py::tuple forward(const py::array& x_in, py::handle initial_in, bool return_sequences, bool return_state,
+                    bool go_backwards, bool training) const override {
     const py::array x = checked_x(x_in);
     const Index B = x.shape(0), steps = x.shape(1);
     py::object initial[kMaxStates];
@@ -226,7 +239,8 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
   py::tuple step(const py::array& x_in, py::handle states_in) const override {
     require_dtype<T>(x_in, name, "x");
     if (x_in.ndim() != 2 || x_in.shape(1) != inputs)
-      throw py::value_error(text(name, ".step: x must have shape [batch, ", inputs, "], one time step, got ", to_text(shape_of(x_in))));
+      throw py::value_error(
+          text(name, ".step: x must have shape [batch, ", inputs, "], one time step, got ", to_text(shape_of(x_in))));
     const py::array x = rows_contiguous<T>(x_in);
     const Index B = x.shape(0);
     py::object initial[kMaxStates];
@@ -237,7 +251,8 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     call.x = data<T>(x);
     call.x_batch_stride = stride<T>(x, 0);
     call.x_time_stride = 0;
-    for (int s = 0; s < traits.states; ++s) call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
+    for (int s = 0; s < traits.states; ++s)
+      call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
     auto y = empty<T>({B, units}, name, "the output");
     call.y = y.mutable_data();
     call.y_batch_stride = units;
@@ -271,8 +286,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       require_shape(a, shape, where, of, "that of what it is the gradient of");
       return rows_contiguous<T>(a);
     };
-    const py::object dy =
-        gradient(given[0], "dy", tape.return_sequences ? Shape{B, steps, units} : Shape{B, units});
+    const py::object dy = gradient(given[0], "dy", tape.return_sequences ? Shape{B, steps, units} : Shape{B, units});
     py::object dfinal[kMaxStates];
     for (int s = 0; s < traits.states; ++s) {
       dfinal[s] = tape.return_state ? gradient(given[1 + s], s == 0 ? "dh" : "dc", {B, units}) : py::object(py::none());
@@ -330,14 +344,15 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       throw py::value_error(text(name, ": x must have shape [batch, time, features], got ", to_text(shape_of(x)),
                                  x.ndim() == 2 ? "; add a time axis with x[:, None, :]" : ""));
     if (x.shape(2) != inputs)
-      throw py::value_error(text(name, ": x must have ", inputs, " features to go with a kernel of shape ", to_text(shape_of(kernel)),
-                                 ", got ", x.shape(2), " in shape ", to_text(shape_of(x))));
+      throw py::value_error(text(name, ": x must have ", inputs, " features to go with a kernel of shape ",
+                                 to_text(shape_of(kernel)), ", got ", x.shape(2), " in shape ", to_text(shape_of(x))));
     return rows_contiguous<T>(x);
   }
 
   static py::object sequence_of(py::handle object, std::size_t n, const std::string& where, const char* what) {
     if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object))
-      throw py::type_error(text(where, ": ", what, " must be a list or tuple of ", n, " arrays, got ", type_name(object)));
+      throw py::type_error(
+          text(where, ": ", what, " must be a list or tuple of ", n, " arrays, got ", type_name(object)));
     if (py::len(object) != n)
       throw py::value_error(text(where, ": ", what, " must have ", n, " items, got ", py::len(object)));
     return py::reinterpret_borrow<py::object>(object);
@@ -378,7 +393,8 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       call.x += (call.time - 1) * call.x_time_stride;
       call.x_time_stride = -call.x_time_stride;
     }
-    for (int s = 0; s < traits.states; ++s) call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
+    for (int s = 0; s < traits.states; ++s)
+      call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
     call.interrupt = kInterrupt;
     return call;
   }
@@ -403,7 +419,9 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 
  public:
   void prepare() {
-    const auto matrix = [](const py::array& a) { return fastrnn::MatrixView<T>{data<T>(a), stride<T>(a, 0), stride<T>(a, 1)}; };
+    const auto matrix = [](const py::array& a) {
+      return fastrnn::MatrixView<T>{data<T>(a), stride<T>(a, 0), stride<T>(a, 1)};
+    };
     view_ = {cell, inputs, units, matrix(kernel), matrix(recurrent_kernel), {nullptr, 0, 0}};
     if (!bias.is_none()) view_.bias = {data<T>(bias), traits.gates * units, 1};
   }
@@ -414,8 +432,8 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
   mutable std::shared_ptr<const fastrnn::PackedWeights<T>> packed_[2];
 };
 
-std::shared_ptr<Weights> make_weights(const std::string& cell, py::handle kernel_in, py::handle recurrent_in, const py::object& bias,
-                                      const py::object& name_in) {
+std::shared_ptr<Weights> make_weights(const std::string& cell, py::handle kernel_in, py::handle recurrent_in,
+                                      const py::object& bias, const py::object& name_in) {
   const std::string name = name_in.is_none() ? cell : py::cast<std::string>(name_in);
   const py::array kernel = as_array(kernel_in, name, "kernel");
   const py::array recurrent = as_array(recurrent_in, name, "recurrent_kernel");
@@ -430,14 +448,16 @@ std::shared_ptr<Weights> make_weights(const std::string& cell, py::handle kernel
                             "; convert it with kernel.astype(\"float32\")"));
 }
 
-py::tuple forward(const Weights& weights, py::handle x, py::handle initial_state, bool return_sequences, bool return_state,
-                  bool go_backwards, bool training) {
-  return weights.forward(as_array(x, weights.name, "x"), initial_state, return_sequences, return_state, go_backwards, training);
+py::tuple forward(const Weights& weights, py::handle x, py::handle initial_state, bool return_sequences,
+                  bool return_state, bool go_backwards, bool training) {
+  return weights.forward(as_array(x, weights.name, "x"), initial_state, return_sequences, return_state, go_backwards,
+                         training);
 }
 
 py::tuple backward(py::handle dy, Tape& tape) {
   if (tape.consumed)
-    throw std::runtime_error(tape.weights->name + ".backward: the tape was already used; run forward again for another gradient");
+    throw std::runtime_error(tape.weights->name +
+                             ".backward: the tape was already used; run forward again for another gradient");
   tape.consumed = true;  // before the GIL is released: another thread must not use it meanwhile
   try {
     py::tuple gradients = tape.weights->backward(dy, tape);
@@ -462,9 +482,10 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled kernels of fastrnn. Use fastrnn.functional, which documents them.";
   m.attr("__version__") = fastrnn::version();
 
-  py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights", "The weights of one cell, packed for the kernels when first used.")
-      .def(py::init(&make_weights), py::arg("cell"), py::arg("kernel"), py::arg("recurrent_kernel"), py::arg("bias") = py::none(),
-           py::kw_only(), py::arg("name") = py::none())
+  py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights",
+                                                "The weights of one cell, packed for the kernels when first used.")
+      .def(py::init(&make_weights), py::arg("cell"), py::arg("kernel"), py::arg("recurrent_kernel"),
+           py::arg("bias") = py::none(), py::kw_only(), py::arg("name") = py::none())
       .def_property_readonly("cell", [](const Weights& w) { return w.traits.name; })
       .def_readonly("inputs", &Weights::inputs)
       .def_readonly("units", &Weights::units)
@@ -479,8 +500,12 @@ PYBIND11_MODULE(_core, m) {
   m.def("forward", &forward, py::arg("weights"), py::arg("x"), py::arg("initial_state") = py::none(), py::kw_only(),
         py::arg("return_sequences"), py::arg("return_state"), py::arg("go_backwards"), py::arg("training"));
   m.def("backward", &backward, py::arg("dy"), py::arg("tape"));
-  m.def("step", [](const Weights& w, py::handle x, py::handle states) { return w.step(as_array(x, w.name + ".step", "x"), states); },
-        py::arg("weights"), py::arg("x"), py::arg("states") = py::none());
+  m.def(
+      "step",
+      [](const Weights& w, py::handle x, py::handle states) {
+        return w.step(as_array(x, w.name + ".step", "x"), states);
+      },
+      py::arg("weights"), py::arg("x"), py::arg("states") = py::none());
 
   m.def("tanh", &elementwise<float, fastrnn::tanh<float>>, py::arg("x").noconvert());
   m.def("tanh", &elementwise<double, fastrnn::tanh<double>>, py::arg("x").noconvert());

@@ -1,5 +1,5 @@
-// The public interface: which instruction set, how many threads, memory for a call, and arguments that must hold before a
-// kernel runs.
+// The public interface: which instruction set, how many threads, memory for a call, and arguments that must hold before
+// a kernel runs.
 #include <omp.h>
 #include <pthread.h>
 
@@ -16,9 +16,9 @@
 
 namespace fastrnn {
 
-#define FASTRNN_DECLARE(isa)  \
-  namespace isa {             \
-  const Kernels* kernels();   \
+#define FASTRNN_DECLARE(isa) \
+  namespace isa {            \
+  const Kernels* kernels();  \
   }
 FASTRNN_FOR_EACH_ISA(FASTRNN_DECLARE)
 #undef FASTRNN_DECLARE
@@ -41,8 +41,9 @@ bool runs_here(const std::string& name) {
   __builtin_cpu_init();
   if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (name == "avx512")
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2") &&
+           __builtin_cpu_supports("fma");
 #endif
   return true;  // what the compiler takes as given
 }
@@ -56,7 +57,8 @@ std::string joined(const std::vector<std::string>& names) {
 const Isa& isa_by_name(const std::string& name, const char* where) {
   const std::vector<std::string> usable = available_isas();
   if (std::find(usable.begin(), usable.end(), name) == usable.end())
-    throw std::invalid_argument(std::string(where) + ": the instruction set must be one that is compiled in and runs on this " +
+    throw std::invalid_argument(std::string(where) +
+                                ": the instruction set must be one that is compiled in and runs on this " +
                                 "processor (" + joined(usable) + "), got '" + name + "'");
   return *std::find_if(std::begin(kIsas), std::end(kIsas), [&](const Isa& isa) { return name == isa.name; });
 }
@@ -76,8 +78,10 @@ const Kernels& kernels() {
 
 template <class T>
 const KernelTable<T>& table_of(const Kernels& kernels) {
-  if constexpr (std::is_same_v<T, float>) return kernels.float32;
-  else return kernels.float64;
+  if constexpr (std::is_same_v<T, float>)
+    return kernels.float32;
+  else
+    return kernels.float64;
 }
 
 // ---- Threads
@@ -134,7 +138,8 @@ std::vector<std::string> compiled_isas() {
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names = compiled_isas();
-  names.erase(std::remove_if(names.begin(), names.end(), [](const std::string& name) { return !runs_here(name); }), names.end());
+  names.erase(std::remove_if(names.begin(), names.end(), [](const std::string& name) { return !runs_here(name); }),
+              names.end());
   return names;
 }
 
@@ -185,13 +190,21 @@ PackedWeights<T>::PackedWeights(PackedWeights&&) noexcept = default;
 template <class T>
 PackedWeights<T>& PackedWeights<T>::operator=(PackedWeights&&) noexcept = default;
 template <class T>
-Cell PackedWeights<T>::cell() const { return impl_->cell; }
+Cell PackedWeights<T>::cell() const {
+  return impl_->cell;
+}
 template <class T>
-std::int64_t PackedWeights<T>::inputs() const { return impl_->inputs; }
+std::int64_t PackedWeights<T>::inputs() const {
+  return impl_->inputs;
+}
 template <class T>
-std::int64_t PackedWeights<T>::units() const { return impl_->units; }
+std::int64_t PackedWeights<T>::units() const {
+  return impl_->units;
+}
 template <class T>
-const char* PackedWeights<T>::isa() const { return impl_->kernels.isa; }
+const char* PackedWeights<T>::isa() const {
+  return impl_->kernels.isa;
+}
 
 template <class T>
 bool forward(const PackedWeights<T>& weights, const Forward<T>& call) {
@@ -224,15 +237,19 @@ bool backward(const PackedWeights<T>& weights, const Backward<T>& call) {
 }
 
 template <class T>
-void tanh(const T* x, T* y, std::int64_t n) { table_of<T>(kernels()).tanh(x, y, n); }
+void tanh(const T* x, T* y, std::int64_t n) {
+  table_of<T>(kernels()).tanh(x, y, n);
+}
 template <class T>
-void sigmoid(const T* x, T* y, std::int64_t n) { table_of<T>(kernels()).sigmoid(x, y, n); }
+void sigmoid(const T* x, T* y, std::int64_t n) {
+  table_of<T>(kernels()).sigmoid(x, y, n);
+}
 
-#define FASTRNN_INSTANTIATE(T)                                                \
-  template class PackedWeights<T>;                                            \
-  template bool forward<T>(const PackedWeights<T>&, const Forward<T>&);       \
-  template bool backward<T>(const PackedWeights<T>&, const Backward<T>&);     \
-  template void tanh<T>(const T*, T*, std::int64_t);                          \
+#define FASTRNN_INSTANTIATE(T)                                            \
+  template class PackedWeights<T>;                                        \
+  template bool forward<T>(const PackedWeights<T>&, const Forward<T>&);   \
+  template bool backward<T>(const PackedWeights<T>&, const Backward<T>&); \
+  template void tanh<T>(const T*, T*, std::int64_t);                      \
   template void sigmoid<T>(const T*, T*, std::int64_t);
 FASTRNN_INSTANTIATE(float)
 FASTRNN_INSTANTIATE(double)

@@ -1,8 +1,9 @@
 // Packed panels and the register-blocked product that every kernel is built from.
 //
-// A panel holds a block of output columns for all k: `[k][vector][lane]`, so that the inner loop reads it straight through.
-// Every output element is one chain of fused multiply-adds over ascending k, in every tile height: its bits do not depend
-// on how rows are grouped into tiles, nor on where a sum over k is cut and its accumulators stored and loaded again.
+// A panel holds a block of output columns for all k: `[k][vector][lane]`, so that the inner loop reads it straight
+// through. Every output element is one chain of fused multiply-adds over ascending k, in every tile height: its bits do
+// not depend on how rows are grouped into tiles, nor on where a sum over k is cut and its accumulators stored and
+// loaded again.
 #pragma once
 
 #include "fastrnn/fastrnn.hpp"
@@ -48,8 +49,8 @@ FASTRNN_INLINE void for_row_tiles(Range rows, F&& f) {
   }
 }
 
-/// acc[m][Map::sum(v)] += a[m][k * step] * panel[k][Map::column(v)] for v < Map::count, k ascending over [0, depth). The
-/// panel has Map::stride vectors per k.
+/// acc[m][Map::sum(v)] += a[m][k * step] * panel[k][Map::column(v)] for v < Map::count, k ascending over [0, depth).
+/// The panel has Map::stride vectors per k.
 template <class Map, class T, class V, int M, int N>
 FASTRNN_INLINE void multiply_add(V (&acc)[M][N], const T* const (&a)[M], Index step, const T* panel, Index depth) {
   for (Index k = 0; k < depth; ++k, panel += Map::stride * kLanes<V>) {
@@ -73,8 +74,8 @@ struct Blocks {
 
   Index count() const { return ceil_div(columns, width); }
   Index first(Index block) const { return block * width; }
-  Index valid(Index block) const { return smaller(width, columns - first(block)); }        ///< columns in this block
-  Index used(Index block) const { return ceil_div(valid(block), kLanes<V>); }              ///< vectors in this block
+  Index valid(Index block) const { return smaller(width, columns - first(block)); }  ///< columns in this block
+  Index used(Index block) const { return ceil_div(valid(block), kLanes<V>); }        ///< vectors in this block
   Index padded() const { return ceil_div(columns, kLanes<V>) * kLanes<V>; }
 };
 

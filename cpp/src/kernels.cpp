@@ -1,5 +1,6 @@
-// All kernels for one instruction set. Compiled once for each, with FASTRNN_ISA its name, the compiler's flags for it and
-// Eigen's namespace renamed after it, so that no two of these objects share a symbol but the one function they export.
+// All kernels for one instruction set. Compiled once for each, with FASTRNN_ISA its name, the compiler's flags for it
+// and Eigen's namespace renamed after it, so that no two of these objects share a symbol but the one function they
+// export.
 #include "cells/list.hpp"
 #include "sequence.hpp"
 
@@ -29,7 +30,8 @@ CellTraits traits(Cell cell) {
 
 template <template <class, class> class Pass_, class T, class Call>
 Index workspace(const PackedView<T>& weights, const Call& call, int threads) {
-  return with_cell(weights.cell, [&](auto c) { return Pass_<decltype(c), T>(weights, call, threads, nullptr).workspace(); });
+  return with_cell(weights.cell,
+                   [&](auto c) { return Pass_<decltype(c), T>(weights, call, threads, nullptr).workspace(); });
 }
 
 template <template <class, class> class Pass_, class T, class Call>

@@ -25,7 +25,8 @@ class Arena {
   Index size_ = 0;
 };
 
-/// The units of stage S are cut into blocks that hold, per gate or sum, as many vectors as a register tile has room for.
+/// The units of stage S are cut into blocks that hold, per gate or sum, as many vectors as a register tile has room
+/// for.
 template <class S>
 constexpr int kVectorsPerSum = S::accumulators >= kTileVectors ? 1 : kTileVectors / S::accumulators;
 template <class S, class V>
@@ -64,7 +65,8 @@ struct OutputMap {
 
 /// Where the packed weights of each stage begin.
 ///   forward   bias [block][sum][N], kernel [block][I][gate][N], recurrent [block][H][gate][N]
-///   backward  kernel WT [output block of I][k][N], recurrent UT [output block of H][k][N], with k over the gates and units
+///   backward  kernel WT [output block of I][k][N], recurrent UT [output block of H][k][N], with k over the gates and
+///   units
 ///             in the order in which the gradients of the sums lie: (block, gate, unit in block)
 template <class Cell, class T>
 struct Panels {
@@ -102,7 +104,8 @@ void pack_block(const MatrixView<T>& source, Index depth, Index units, Index blo
   panel += blocks.first(block) * depth * S::gates;
   for (Index k = 0; k < depth; ++k)
     for (int g = 0; g < S::gates; ++g, panel += width) {
-      const T* from = source.data + k * source.row_stride + ((S::first_gate + g) * units + blocks.first(block)) * source.column_stride;
+      const T* from = source.data + k * source.row_stride +
+                      ((S::first_gate + g) * units + blocks.first(block)) * source.column_stride;
       for (Index u = 0; u < width; ++u) panel[u] = u < valid ? from[u * source.column_stride] : T(0);
     }
 }
@@ -137,7 +140,8 @@ void pack_bias_block(const MatrixView<T>& source, Index units, Index block, T* p
   for (int row = 0; row < Cell::traits.bias_rows; ++row)
     for (int g = 0; g < S::gates; ++g) {
       T* to = panel + (row == 0 ? S::input_sum(g) : S::recurrent_sum(g)) * width;
-      const T* from = source.data + row * source.row_stride + ((S::first_gate + g) * units + blocks.first(block)) * source.column_stride;
+      const T* from = source.data + row * source.row_stride +
+                      ((S::first_gate + g) * units + blocks.first(block)) * source.column_stride;
       for (Index u = 0; u < blocks.valid(block); ++u) to[u] += from[u * source.column_stride];
     }
 }

@@ -4,9 +4,10 @@
 //   backward, per step     the cell turns dh into the gradients of the sums, `dsums`; dh_prev = dsums.UT
 //   backward, per chunk    dx = dsums.WT, dW += xT.dsums, dU += h_prevT.dsums, db += dsums, while dsums is in cache
 //
-// dsums is `[block][row][sum][lane]`: the layout of a panel, so that it is the packed right side of dW and dU as it stands.
-// A chunk is some rows of the batch by some time steps; its size does not depend on the number of threads, each element of
-// dW, dU and db has one owner, which adds over rows and steps in one fixed order: the same bits for any number of threads.
+// dsums is `[block][row][sum][lane]`: the layout of a panel, so that it is the packed right side of dW and dU as it
+// stands. A chunk is some rows of the batch by some time steps; its size does not depend on the number of threads, each
+// element of dW, dU and db has one owner, which adds over rows and steps in one fixed order: the same bits for any
+// number of threads.
 #pragma once
 
 #include "panels.hpp"
@@ -70,14 +71,17 @@ class ForwardPass {
   using V = Vec<T>;
   static constexpr int states = Cell::traits.states;
   static constexpr bool single_stage = Cell::Stages::count == 1;
-  static constexpr Index kRowsAtOnce = 16 * kTileRows;      // rows that go through all steps together: weights are reused
-  static constexpr Index kHoistedRows = 8 * kTileRows;      // rows of x.W computed at once where a step has few rows
+  static constexpr Index kRowsAtOnce = 16 * kTileRows;  // rows that go through all steps together: weights are reused
+  static constexpr Index kHoistedRows = 8 * kTileRows;  // rows of x.W computed at once where a step has few rows
 
  public:
   ForwardPass(const PackedView<T>& weights, const Forward<T>& call, int threads, void* workspace)
-      : call_(call), I_(weights.inputs), H_(weights.units),
+      : call_(call),
+        I_(weights.inputs),
+        H_(weights.units),
         panels_(Pass::forward, I_, H_, const_cast<T*>(weights.data)),
-        division_(divide(threads, call.batch, call.time, I_ + H_, Cell::traits.gates * H_, Cell::Stages::count, sizeof(T))) {
+        division_(
+            divide(threads, call.batch, call.time, I_ + H_, Cell::traits.gates * H_, Cell::Stages::count, sizeof(T))) {
     const Index B = call.batch;
     Arena arena(workspace);
     zeros_ = arena.take<T>(H_);
@@ -179,15 +183,15 @@ class ForwardPass {
   T* hoisted_here(int s, const Team& team) const {
     return hoisted_[s] + (division_.by_units ? 0 : team.index * hoisted_size_[s]);
   }
-  /// For how many steps x.W is computed at once: a step with fewer rows than a tile is high would read all of W for little
-  /// work. 0: x.W is part of each step's own product.
+  /// For how many steps x.W is computed at once: a step with fewer rows than a tile is high would read all of W for
+  /// little work. 0: x.W is part of each step's own product.
   Index hoisted_steps(Index rows) const {
     return rows > 0 && rows < kTileRows && call_.time > 1 ? smaller(kHoistedRows / rows, call_.time) : 0;
   }
   /// Where the sums of `block` and chunk row `row` lie; N vectors per sum.
   template <class S>
   Index hoisted_offset(Index block, Index row, int N) const {
-    return (UnitBlocks<S, V>{H_}.first(block) * kHoistedRows + row * N * kLanes<V>) * S::accumulators;
+    return (UnitBlocks<S, V>{H_}.first(block) * kHoistedRows + row * N * kLanes<V>)*S::accumulators;
   }
 
   template <class S, int N, int M>
@@ -264,7 +268,8 @@ class ForwardPass {
     for (int i = 0; i < states; ++i) prev[i] = load<V>(v.prev[i][b] + unit, valid);
     S::forward(a, slot, prev, next);
     if (v.slots.data)
-      for (int i = 0; i < S::slots; ++i) store(v.slots[b] + (S::first_slot + i) * H_ + unit, slot[S::first_slot + i], valid);
+      for (int i = 0; i < S::slots; ++i)
+        store(v.slots[b] + (S::first_slot + i) * H_ + unit, slot[S::first_slot + i], valid);
     if constexpr (S::first_slot + S::slots == kFirstStateSlot<Cell>) {  // the last stage
       for (int i = 0; i < states; ++i) store(v.next[i][b] + unit, next[i], valid);
       if (v.y.data) store(v.y[b] + unit, next[0], valid);
@@ -292,8 +297,8 @@ class ForwardPass {
   const Division division_;
   Index workspace_;
   T* zeros_;
-  T* h_ = nullptr;                       ///< h of even and odd steps, where it is kept nowhere else
-  T* carried_[kMaxStates] = {};          ///< the other states
+  T* h_ = nullptr;               ///< h of even and odd steps, where it is kept nowhere else
+  T* carried_[kMaxStates] = {};  ///< the other states
   T* slots_ = nullptr;
   T* hoisted_[Cell::Stages::count] = {};
   Index hoisted_size_[Cell::Stages::count] = {};
@@ -307,11 +312,15 @@ class BackwardPass {
   static constexpr int states = Cell::traits.states;
   static constexpr int stages = Cell::Stages::count;
   static constexpr int saved = kFirstStateSlot<Cell>;
-  static constexpr Index kChunkRows = 256;  // rows times steps of a chunk: enough to amortise loading and storing dW and dU
+  static constexpr Index kChunkRows =
+      256;  // rows times steps of a chunk: enough to amortise loading and storing dW and dU
 
  public:
   BackwardPass(const PackedView<T>& weights, const Backward<T>& call, int threads, void* workspace)
-      : call_(call), I_(weights.inputs), H_(weights.units), G_(Cell::traits.gates),
+      : call_(call),
+        I_(weights.inputs),
+        H_(weights.units),
+        G_(Cell::traits.gates),
         panels_(Pass::backward, I_, H_, const_cast<T*>(weights.data)) {
     groups_ = ceil_div(call.batch, kChunkRows);
     group_rows_ = groups_ > 0 ? ceil_div(call.batch, groups_) : 0;
@@ -347,7 +356,8 @@ class BackwardPass {
   }
 
  private:
-  /// A chunk: steps [t0, t0 + steps) of the rows of the batch in `rows`; its row number r is (t - t0) * rows.size() + b.
+  /// A chunk: steps [t0, t0 + steps) of the rows of the batch in `rows`; its row number r is (t - t0) * rows.size() +
+  /// b.
   struct Chunk {
     Index t0, steps;
     Range rows;
@@ -367,7 +377,8 @@ class BackwardPass {
     for (Index end = call_.time; end > 0; end -= smaller(chunk_steps_, end)) {
       const Index steps = smaller(chunk_steps_, end);
       const Chunk chunk{end - steps, steps, rows, first && end == call_.time};
-      const bool went_on = division_.by_units ? through_time({0, rows.size()}, chunk, team) : through_time(mine, chunk, team);
+      const bool went_on =
+          division_.by_units ? through_time({0, rows.size()}, chunk, team) : through_time(mine, chunk, team);
       if (!went_on || !team.barrier()) return false;
       if (!reduce(chunk, team) || !team.barrier()) return false;
     }
@@ -393,7 +404,8 @@ class BackwardPass {
         const Range outputs = divided(OutputBlocks<V>{H_}.count(), team);
         for (Index block = outputs.begin; block < outputs.end; ++block)
           with_constant<kTileVectors>(OutputBlocks<V>{H_}.used(block), [&](auto vectors) {
-            for_row_tiles(rows, [&](Index b, auto height) { operand_gradient<S, vectors(), height()>(s, chunk, t, b, block); });
+            for_row_tiles(
+                rows, [&](Index b, auto height) { operand_gradient<S, vectors(), height()>(s, chunk, t, b, block); });
           });
         if (division_.by_units) go_on = team.barrier();
       });
@@ -423,14 +435,16 @@ class BackwardPass {
   }
   template <class S>
   Rows<const T> operand(Index t) const {
-    if constexpr (S::operand == kHidden) return state_before(t, 0);
-    else return slot(t, S::operand);
+    if constexpr (S::operand == kHidden)
+      return state_before(t, 0);
+    else
+      return slot(t, S::operand);
   }
   /// The gradients of the sums of a block, from chunk row r on; `width`: elements per row.
   template <class S>
   FASTRNN_INLINE T* dsums(int s, Index block, Index r) const {
     const UnitBlocks<S, V> blocks{H_};
-    return dsums_[s] + (blocks.first(block) * chunk_rows_ + r * blocks.used(block) * kLanes<V>) * S::accumulators;
+    return dsums_[s] + (blocks.first(block) * chunk_rows_ + r * blocks.used(block) * kLanes<V>)*S::accumulators;
   }
 
   /// The cell's gradient at step t, for one block of units.
@@ -449,7 +463,8 @@ class BackwardPass {
           next[i] = load<V>(slot(t, saved + i)[row] + unit, valid);
           d[i] = load<V>(d_[i] + b * H_ + unit, valid);
         }
-        if (call_.dy) d[0] = add(d[0], load<V>(call_.dy + t * call_.dy_time_stride + row * call_.dy_batch_stride + unit, valid));
+        if (call_.dy)
+          d[0] = add(d[0], load<V>(call_.dy + t * call_.dy_time_stride + row * call_.dy_batch_stride + unit, valid));
         const V doperand = s + 1 < stages ? load<V>(doperand_ + b * H_ + unit, valid) : zero<V>();
         S::backward(saved_value, prev, next, d, doperand, da);
         for (int i = 0; i < S::accumulators; ++i) store(out + (i * N + n) * kLanes<V>, da[i]);
@@ -484,7 +499,8 @@ class BackwardPass {
     V acc[M][N];
     for (int m = 0; m < M; ++m)
       for (int n = 0; n < N; ++n)
-        acc[m][n] = S::operand == kHidden ? load<V>(to + m * H_ + n * kLanes<V>, H_ - first - n * kLanes<V>) : zero<V>();
+        acc[m][n] =
+            S::operand == kHidden ? load<V>(to + m * H_ + n * kLanes<V>, H_ - first - n * kLanes<V>) : zero<V>();
     multiply_gradients<S, false>(acc, s, chunk.row(t, b), panels_.recurrent[s] + first * S::gates * H_);
     for (int m = 0; m < M; ++m)
       for (int n = 0; n < N; ++n) store(to + m * H_ + n * kLanes<V>, acc[m][n], H_ - first - n * kLanes<V>);
@@ -553,7 +569,8 @@ class BackwardPass {
       const Index block = item / tiles, i = item % tiles * kTileRows;
       with_constant<kVectorsPerSum<S>>(blocks.used(block), [&](auto vectors) {
         with_constant<kTileRows>(smaller(kTileRows, depth - i), [&](auto height) {
-          weight_gradient_tile<S, Input, vectors(), height()>(s, chunk, block, columns + i * chunk_rows_, gradient + i * G_ * H_);
+          weight_gradient_tile<S, Input, vectors(), height()>(s, chunk, block, columns + i * chunk_rows_,
+                                                              gradient + i * G_ * H_);
         });
       });
       if (!team.proceed(chunk.size() * kTileRows * kTileVectors * kLanes<V>)) return false;

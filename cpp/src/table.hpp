@@ -1,5 +1,5 @@
-// What crosses the boundary between the library and the objects compiled per instruction set: plain structs, pointers and
-// integers. Each such object exports one function, fastrnn::<isa>::kernels().
+// What crosses the boundary between the library and the objects compiled per instruction set: plain structs, pointers
+// and integers. Each such object exports one function, fastrnn::<isa>::kernels().
 #pragma once
 
 #include "fastrnn/fastrnn.hpp"

@@ -47,13 +47,17 @@ class Team {
     } else {
       for (int spins = 0; __atomic_load_n(&control_.round, __ATOMIC_ACQUIRE) == round; ++spins) {
         if (stopped()) return false;
-        if (spins < 4096) relax(); else sched_yield();  // a virtual processor can be taken away
+        if (spins < 4096)
+          relax();
+        else
+          sched_yield();  // a virtual processor can be taken away
       }
     }
     return !stopped();
   }
 
-  /// Count work done, in fused multiply-adds; now and then the calling thread asks whether to go on. False: return at once.
+  /// Count work done, in fused multiply-adds; now and then the calling thread asks whether to go on. False: return at
+  /// once.
   bool proceed(Index work) {
     if (index == 0 && interrupt_.requested && (budget_ -= work) < 0) {
       budget_ = kWorkPerInquiry;
@@ -88,25 +92,26 @@ bool run_team(int threads, const Interrupt& interrupt, const Body& body) {
   return !control.stopped;
 }
 
-/// How one call is divided. By rows: each thread takes some rows of the batch through all time steps and never waits for
-/// another. By units: all threads work on all rows, each on some of the units, and meet in a barrier after every step; each
-/// core's share of the weights can then stay in its own cache.
+/// How one call is divided. By rows: each thread takes some rows of the batch through all time steps and never waits
+/// for another. By units: all threads work on all rows, each on some of the units, and meet in a barrier after every
+/// step; each core's share of the weights can then stay in its own cache.
 struct Division {
   int threads;
   bool by_units;
 };
 
-/// The cheaper division by a model of the time of one step. `depth`: what one output sums over; `columns`: gates * units;
-/// `barriers`: per step, when divided by units; `bytes`: of one weight.
+/// The cheaper division by a model of the time of one step. `depth`: what one output sums over; `columns`: gates *
+/// units; `barriers`: per step, when divided by units; `bytes`: of one weight.
 inline Division divide(int threads, Index batch, Index time, Index depth, Index columns, int barriers, Index bytes) {
-  constexpr double kSmallCall = 4e5;        // fused multiply-adds below which waking a second thread costs more than it saves
-  constexpr double kBarrier = 600;          // in the unit of the model: a cycle that multiplies one vector
+  constexpr double kSmallCall = 4e5;  // fused multiply-adds below which waking a second thread costs more than it saves
+  constexpr double kBarrier = 600;    // in the unit of the model: a cycle that multiplies one vector
   constexpr Index kLevel2 = 1 << 20;
   const double work = double(batch) * double(time) * double(depth) * double(columns);
   if (threads == 1 || batch == 0 || work < kSmallCall) return {1, false};
   const auto step = [&](Index rows, double share) {
     const double weights = double(depth) * double(columns) * share;
-    const double cached = weights * double(bytes) <= 0.9 * kLevel2 ? 2 : 3;  // rows below which loading the weights dominates
+    const double cached =
+        weights * double(bytes) <= 0.9 * kLevel2 ? 2 : 3;  // rows below which loading the weights dominates
     return weights * double(bytes) / 64 * (double(rows) > cached ? double(rows) : cached);
   };
   const double units = step(batch, 1.0 / threads) + barriers * kBarrier;

@@ -31,10 +31,10 @@ constexpr int kMaxStates = 2;
 /// What a cell needs, by number.
 struct CellTraits {
   const char* name;
-  int gates;      ///< G: the kernels have G*H columns
-  int states;     ///< h, or h and c
-  int bias_rows;  ///< the bias has bias_rows * G*H elements
-  int tape_slots; ///< a tape has tape_slots * H elements per time step and row; see Forward::tape
+  int gates;       ///< G: the kernels have G*H columns
+  int states;      ///< h, or h and c
+  int bias_rows;   ///< the bias has bias_rows * G*H elements
+  int tape_slots;  ///< a tape has tape_slots * H elements per time step and row; see Forward::tape
 };
 CellTraits cell_traits(Cell cell);
 Cell cell_from_name(const std::string& name);  ///< "simple_rnn", "lstm", "gru", "gru_reset_before"
@@ -81,8 +81,8 @@ class PackedWeights {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Asked now and then by the calling thread during a long call (roughly every 50 ms); true ends the call early, and then
-/// the contents of its output buffers are unspecified.
+/// Asked now and then by the calling thread during a long call (roughly every 50 ms); true ends the call early, and
+/// then the contents of its output buffers are unspecified.
 struct Interrupt {
   bool (*requested)(void* context) = nullptr;
   void* context = nullptr;
@@ -92,14 +92,14 @@ struct Interrupt {
 template <class T>
 struct Forward {
   std::int64_t batch, time;
-  const T* x;                                     ///< read [B, T, I]
+  const T* x;  ///< read [B, T, I]
   std::int64_t x_batch_stride, x_time_stride;
-  const T* initial_state[kMaxStates] = {};        ///< read [B, H] each; null: zeros
-  T* y = nullptr;                                 ///< written [B, T, H], h of every step; null: not wanted
+  const T* initial_state[kMaxStates] = {};  ///< read [B, H] each; null: zeros
+  T* y = nullptr;                           ///< written [B, T, H], h of every step; null: not wanted
   std::int64_t y_batch_stride = 0, y_time_stride = 0;
-  T* final_state[kMaxStates] = {};                ///< written [B, H] each; null: not wanted; may not alias initial_state
-  /// Written [T, B, tape_slots, H], for backward; null: inference. The slots are the cell's gate values, then its states
-  /// (lstm: i f c~ o h c; gru: z r n, recurrent part of n, h; gru_reset_before: z r r*h' n h; simple_rnn: h).
+  T* final_state[kMaxStates] = {};  ///< written [B, H] each; null: not wanted; may not alias initial_state
+  /// Written [T, B, tape_slots, H], for backward; null: inference. The slots are the cell's gate values, then its
+  /// states (lstm: i f c~ o h c; gru: z r n, recurrent part of n, h; gru_reset_before: z r r*h' n h; simple_rnn: h).
   T* tape = nullptr;
   Interrupt interrupt;
 };
@@ -108,35 +108,36 @@ struct Forward {
 template <class T>
 struct Backward {
   std::int64_t batch, time;
-  const T* x;                                     ///< read [B, T, I], as in the forward pass
+  const T* x;  ///< read [B, T, I], as in the forward pass
   std::int64_t x_batch_stride, x_time_stride;
-  const T* initial_state[kMaxStates] = {};        ///< read, as in the forward pass
-  const T* tape;                                  ///< read [T, B, tape_slots, H]
-  const T* dy = nullptr;                          ///< read [B, T, H]: gradient of y; null: zeros
+  const T* initial_state[kMaxStates] = {};  ///< read, as in the forward pass
+  const T* tape;                            ///< read [T, B, tape_slots, H]
+  const T* dy = nullptr;                    ///< read [B, T, H]: gradient of y; null: zeros
   std::int64_t dy_batch_stride = 0, dy_time_stride = 0;
-  const T* dfinal_state[kMaxStates] = {};         ///< read [B, H]: gradients of the final states; null: zeros
-  T* dx = nullptr;                                ///< written [B, T, I]; null: not wanted
+  const T* dfinal_state[kMaxStates] = {};  ///< read [B, H]: gradients of the final states; null: zeros
+  T* dx = nullptr;                         ///< written [B, T, I]; null: not wanted
   std::int64_t dx_batch_stride = 0, dx_time_stride = 0;
-  T* dkernel;                                     ///< written [I, G*H], contiguous
-  T* drecurrent_kernel;                           ///< written [H, G*H], contiguous
-  T* dbias = nullptr;                             ///< written [bias_rows, G*H], contiguous; null: not wanted
-  T* dinitial_state[kMaxStates] = {};             ///< written [B, H] each; null: not wanted
+  T* dkernel;                          ///< written [I, G*H], contiguous
+  T* drecurrent_kernel;                ///< written [H, G*H], contiguous
+  T* dbias = nullptr;                  ///< written [bias_rows, G*H], contiguous; null: not wanted
+  T* dinitial_state[kMaxStates] = {};  ///< written [B, H] each; null: not wanted
   Interrupt interrupt;
 };
 
 /// Run one pass. False: the interrupt asked to stop.
 template <class T>
-bool forward(const PackedWeights<T>& weights, const Forward<T>& call);    ///< weights packed for Pass::forward
+bool forward(const PackedWeights<T>& weights, const Forward<T>& call);  ///< weights packed for Pass::forward
 template <class T>
 bool backward(const PackedWeights<T>& weights, const Backward<T>& call);  ///< weights packed for Pass::backward
 
 /// Threads that one call may use: what was set, else what OpenMP gives this thread (OMP_NUM_THREADS, affinity). A small
-/// call uses fewer. A process forked from one that used threads always runs on one: OpenMP's pool does not survive fork.
+/// call uses fewer. A process forked from one that used threads always runs on one: OpenMP's pool does not survive
+/// fork.
 int num_threads();
 void set_num_threads(int n);  ///< n >= 1; 0: back to OpenMP's number. Concerns fastrnn alone.
 
-/// Instruction sets, weakest first: compiled into this library, usable on this processor, and the one in use. The best is
-/// used unless FASTRNN_ISA names another when it is first needed. set_isa concerns weights packed after it.
+/// Instruction sets, weakest first: compiled into this library, usable on this processor, and the one in use. The best
+/// is used unless FASTRNN_ISA names another when it is first needed. set_isa concerns weights packed after it.
 std::vector<std::string> compiled_isas();
 std::vector<std::string> available_isas();
 const char* isa();

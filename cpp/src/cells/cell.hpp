@@ -16,9 +16,9 @@
 //       a: the finished sums (bias included); slot: reads those of earlier stages, writes its own;
 //       prev: the states before the step; next: the states after it, written by the last stage
 //   backward(slot, prev, next, d, doperand, da)
-//       slot, prev, next: as forward left them; d: in, the gradients of next; the first stage leaves there the gradients of
-//       prev but for what flows through U; doperand: the gradient of the slot that the next stage's U multiplies;
-//       da: out, the gradients of the sums
+//       slot, prev, next: as forward left them; d: in, the gradients of next; the first stage leaves there the
+//       gradients of prev but for what flows through U; doperand: the gradient of the slot that the next stage's U
+//       multiplies; da: out, the gradients of the sums
 // Both are templated on the vector type, work on whole vectors and know nothing of layout, tails or threads.
 #pragma once
 
@@ -52,10 +52,14 @@ FASTRNN_INLINE void for_each_stage_reversed(StageList<First, Rest...>, F&& f, in
 
 /// s (1 - s): the derivative of sigmoid where its value is s, times d.
 template <class V>
-FASTRNN_INLINE V sigmoid_gradient(const V& s, const V& d) { return mul(d, fma(negate(s), s, s)); }
+FASTRNN_INLINE V sigmoid_gradient(const V& s, const V& d) {
+  return mul(d, fma(negate(s), s, s));
+}
 /// 1 - t^2: the derivative of tanh where its value is t, times d.
 template <class V>
-FASTRNN_INLINE V tanh_gradient(const V& t, const V& d) { return fma(negate(mul(t, t)), d, d); }
+FASTRNN_INLINE V tanh_gradient(const V& t, const V& d) {
+  return fma(negate(mul(t, t)), d, d);
+}
 
 }  // namespace
 }  // namespace FASTRNN_ISA

@@ -1,5 +1,6 @@
-// Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014. Two forms: the reset gate multiplies the
-// recurrent part of the candidate after its product (as cuDNN does; Keras' reset_after=True) or h before it (the paper).
+// Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014. Two forms: the reset gate multiplies
+// the recurrent part of the candidate after its product (as cuDNN does; Keras' reset_after=True) or h before it (the
+// paper).
 #pragma once
 
 #include "cell.hpp"
@@ -29,10 +30,10 @@ struct Gru {
     template <class V>
     static FASTRNN_INLINE void backward(const V* slot, const V* prev, const V*, V* d, const V&, V* da) {
       const V z = slot[Z], r = slot[R], n = slot[N], q = slot[Q], dh = d[0];
-      const V dn = fma(negate(z), dh, dh);                    // h = z h_prev + (1 - z) n
+      const V dn = fma(negate(z), dh, dh);  // h = z h_prev + (1 - z) n
       da[Z] = sigmoid_gradient(z, mul(dh, sub(prev[0], n)));
       d[0] = mul(dh, z);
-      da[N] = tanh_gradient(n, dn);                           // n = tanh(a_n + r q)
+      da[N] = tanh_gradient(n, dn);  // n = tanh(a_n + r q)
       da[R] = sigmoid_gradient(r, mul(da[N], q));
       da[Q] = mul(da[N], r);
     }

@@ -5,8 +5,8 @@
 #include "lstm.hpp"
 #include "simple_rnn.hpp"
 
-#define FASTRNN_FOR_EACH_CELL(DO)       \
-  DO(simple_rnn, SimpleRnn)             \
-  DO(lstm, Lstm)                        \
-  DO(gru, Gru)                          \
+#define FASTRNN_FOR_EACH_CELL(DO) \
+  DO(simple_rnn, SimpleRnn)       \
+  DO(lstm, Lstm)                  \
+  DO(gru, Gru)                    \
   DO(gru_reset_before, GruResetBefore)

@@ -33,7 +33,7 @@ struct Lstm {
       const V tanh_c = tanh(next[1]);
       const V dc = add(d[1], tanh_gradient(tanh_c, mul(d[0], o)));  // h = o tanh(c)
       da[O] = sigmoid_gradient(o, mul(d[0], tanh_c));
-      da[I] = sigmoid_gradient(i, mul(dc, g));                      // c = f c_prev + i g
+      da[I] = sigmoid_gradient(i, mul(dc, g));  // c = f c_prev + i g
       da[F] = sigmoid_gradient(f, mul(dc, prev[1]));
       da[G] = tanh_gradient(g, mul(dc, i));
       d[0] = zero<V>();

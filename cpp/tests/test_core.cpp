@@ -1,0 +1,268 @@
+// Tests of the C++ interface without Python: properties that need no second set of equations. Against the NumPy
+// reference the kernels are tested from Python.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "fastrnn/fastrnn.hpp"
+
+namespace {
+
+using namespace fastrnn;
+using Index = std::int64_t;
+
+int failures = 0;
+
+void check(bool holds, const std::string& what) {
+  if (holds) return;
+  ++failures;
+  std::printf("FAILED %s\n", what.c_str());
+}
+
+template <class F>
+void check_throws(F&& f, const std::string& part) {
+  try {
+    f();
+  } catch (const std::invalid_argument& error) {
+    check(std::string(error.what()).find(part) != std::string::npos,
+          std::string("the message '") + error.what() + "' has '" + part + "'");
+    return;
+  }
+  check(false, "throws '" + part + "'");
+}
+
+/// One layer and a batch for it, with everything that its two passes read and write.
+template <class T>
+struct Problem {
+  Cell cell;
+  Index B, steps, I, H, G;
+  CellTraits traits;
+  std::vector<T> x, kernel, recurrent, bias, initial[kMaxStates], dy, dfinal[kMaxStates];
+  std::vector<T> y, final_state[kMaxStates], tape, dx, dkernel, drecurrent, dbias, dinitial[kMaxStates];
+
+  Problem(Cell cell, Index B, Index steps, Index I, Index H)
+      : cell(cell), B(B), steps(steps), I(I), H(H), G(cell_traits(cell).gates), traits(cell_traits(cell)) {
+    std::mt19937 generator(7);
+    const auto random = [&](Index n, double scale) {
+      std::uniform_real_distribution<double> uniform(-scale, scale);
+      std::vector<T> values(static_cast<std::size_t>(n));
+      for (T& v : values) v = static_cast<T>(uniform(generator));
+      return values;
+    };
+    x = random(B * steps * I, 1);
+    kernel = random(I * G * H, 1 / std::sqrt(I + 1.0));
+    recurrent = random(H * G * H, 1 / std::sqrt(double(H)));
+    bias = random(traits.bias_rows * G * H, 0.5);
+    dy = random(B * steps * H, 1);
+    for (int s = 0; s < traits.states; ++s) {
+      initial[s] = random(B * H, 1);
+      dfinal[s] = random(B * H, 1);
+    }
+  }
+
+  Weights<T> weights() const {
+    return {cell, I, H, {kernel.data(), G * H, 1}, {recurrent.data(), G * H, 1}, {bias.data(), G * H, 1}};
+  }
+
+  /// Rows [b0, b1), steps [t0, t1): inference into y and final_state, with a tape of its own if `keep`.
+  bool run_forward(bool keep, Index b0, Index b1, Index t0, Index t1, Interrupt interrupt = {}) {
+    Forward<T> call{};
+    call.batch = b1 - b0;
+    call.time = t1 - t0;
+    call.x = x.data() + b0 * steps * I + t0 * I;
+    call.x_batch_stride = steps * I;
+    call.x_time_stride = I;
+    y.resize(static_cast<std::size_t>(B * steps * H));
+    call.y = y.data() + b0 * steps * H + t0 * H;
+    call.y_batch_stride = steps * H;
+    call.y_time_stride = H;
+    for (int s = 0; s < traits.states; ++s) {
+      final_state[s].resize(static_cast<std::size_t>(B * H));
+      call.initial_state[s] = initial[s].data() + b0 * H;
+      call.final_state[s] = final_state[s].data() + b0 * H;
+    }
+    if (keep) {
+      tape.assign(static_cast<std::size_t>(call.time * call.batch * traits.tape_slots * H), T(0));
+      call.tape = tape.data();
+    }
+    call.interrupt = interrupt;
+    return forward(PackedWeights<T>(weights()), call);
+  }
+  void run_forward(bool keep) { run_forward(keep, 0, B, 0, steps); }
+
+  void run_backward() {
+    Backward<T> call{};
+    call.batch = B;
+    call.time = steps;
+    call.x = x.data();
+    call.x_batch_stride = steps * I;
+    call.x_time_stride = I;
+    call.tape = tape.data();
+    call.dy = dy.data();
+    call.dy_batch_stride = steps * H;
+    call.dy_time_stride = H;
+    dx.resize(x.size());
+    call.dx = dx.data();
+    call.dx_batch_stride = steps * I;
+    call.dx_time_stride = I;
+    dkernel.resize(kernel.size());
+    drecurrent.resize(recurrent.size());
+    dbias.resize(bias.size());
+    call.dkernel = dkernel.data();
+    call.drecurrent_kernel = drecurrent.data();
+    call.dbias = dbias.data();
+    for (int s = 0; s < traits.states; ++s) {
+      dinitial[s].resize(initial[s].size());
+      call.initial_state[s] = initial[s].data();
+      call.dfinal_state[s] = dfinal[s].data();
+      call.dinitial_state[s] = dinitial[s].data();
+    }
+    backward(PackedWeights<T>(weights(), Pass::backward), call);
+  }
+
+  /// The scalar whose gradient run_backward computes.
+  double loss() {
+    run_forward(false);
+    double sum = 0;
+    for (std::size_t i = 0; i < y.size(); ++i) sum += double(y[i]) * double(dy[i]);
+    for (int s = 0; s < traits.states; ++s)
+      for (std::size_t i = 0; i < dfinal[s].size(); ++i) sum += double(final_state[s][i]) * double(dfinal[s][i]);
+    return sum;
+  }
+};
+
+struct Sizes {
+  Index B, steps, I, H;
+};
+constexpr Sizes kSizes[] = {{1, 1, 1, 1},   {2, 3, 3, 5}, {7, 4, 17, 33}, {3, 40, 5, 65},
+                            {20, 3, 2, 16}, {0, 3, 2, 4}, {3, 0, 2, 4},   {2, 3, 0, 4}};
+
+std::string label(const char* property, Cell cell, Sizes s) {
+  return std::string(property) + ": " + cell_traits(cell).name + " " + std::to_string(s.B) + " " +
+         std::to_string(s.steps) + " " + std::to_string(s.I) + " " + std::to_string(s.H);
+}
+
+template <class T>
+void result_does_not_depend_on_threads_or_batch_or_time_split(Cell cell, Sizes s) {
+  Problem<T> one(cell, s.B, s.steps, s.I, s.H);
+  set_num_threads(1);
+  one.run_forward(true);
+  one.run_backward();
+  for (int threads : {2, 3, 5}) {
+    Problem<T> other(cell, s.B, s.steps, s.I, s.H);
+    set_num_threads(threads);
+    other.run_forward(true);
+    other.run_backward();
+    check(other.y == one.y && other.tape == one.tape && other.dx == one.dx && other.dkernel == one.dkernel &&
+              other.drecurrent == one.drecurrent && other.dbias == one.dbias && other.dinitial[0] == one.dinitial[0],
+          label("result does not depend on threads", cell, s));
+  }
+  set_num_threads(2);
+  Problem<T> rows(cell, s.B, s.steps, s.I, s.H);
+  for (Index b = 0; b < s.B; b += 2) rows.run_forward(false, b, std::min(s.B, b + 2), 0, s.steps);
+  check(s.B == 0 || (rows.y == one.y && rows.final_state[0] == one.final_state[0]),
+        label("result does not depend on batch split", cell, s));
+  Problem<T> steps(cell, s.B, s.steps, s.I, s.H);
+  for (Index t = 0; t < s.steps; ++t) {
+    steps.run_forward(false, 0, s.B, t, t + 1);
+    for (int i = 0; i < steps.traits.states; ++i) steps.initial[i] = steps.final_state[i];
+  }
+  check(s.steps == 0 || steps.y == one.y, label("steps one at a time equal a sequence", cell, s));
+  set_num_threads(0);
+}
+
+void gradients_equal_finite_differences(Cell cell, Sizes s) {
+  Problem<double> p(cell, s.B, s.steps, s.I, s.H);
+  p.run_forward(true);
+  p.run_backward();
+  const auto compare = [&](std::vector<double>& values, const std::vector<double>& gradient, const char* name) {
+    double largest = 1e-3;
+    for (double g : gradient) largest = std::max(largest, std::fabs(g));
+    for (std::size_t i = 0; i < values.size(); i += 1 + values.size() / 25) {
+      const double saved = values[i], step = 1e-5;
+      values[i] = saved + step;
+      const double up = p.loss();
+      values[i] = saved - step;
+      const double down = p.loss();
+      values[i] = saved;
+      check(std::fabs((up - down) / (2 * step) - gradient[i]) < 1e-7 * largest + 1e-8, label(name, cell, s));
+    }
+  };
+  compare(p.x, p.dx, "dx");
+  compare(p.kernel, p.dkernel, "dkernel");
+  compare(p.recurrent, p.drecurrent, "drecurrent");
+  compare(p.bias, p.dbias, "dbias");
+  for (int i = 0; i < p.traits.states; ++i) compare(p.initial[i], p.dinitial[i], "dinitial");
+}
+
+void float_follows_double(Cell cell, Sizes s) {
+  Problem<double> wide(cell, s.B, s.steps, s.I, s.H);
+  Problem<float> narrow(cell, s.B, s.steps, s.I, s.H);
+  wide.run_forward(false);
+  narrow.run_forward(false);
+  for (std::size_t i = 0; i < wide.y.size(); ++i)
+    check(std::fabs(wide.y[i] - double(narrow.y[i])) < 1e-5, label("float follows double", cell, s));
+}
+
+void a_call_can_be_interrupted() {
+  for (int threads : {1, 2}) {
+    set_num_threads(threads);
+    Problem<float> p(Cell::lstm, 4, 4000, 64, 256);
+    int inquiries = 0;
+    const Interrupt interrupt{[](void* count) { return ++*static_cast<int*>(count) == 2; }, &inquiries};
+    check(!p.run_forward(false, 0, p.B, 0, p.steps, interrupt), "an interrupted call returns false");
+    check(inquiries == 2, "nobody asks again after an interrupt");
+    check(p.run_forward(false, 0, p.B, 0, 10), "the next call runs");
+  }
+  set_num_threads(0);
+}
+
+void wrong_arguments_throw() {
+  Problem<float> p(Cell::gru, 2, 3, 4, 5);
+  Forward<float> call{};
+  call.batch = -1;
+  check_throws([&] { forward(PackedWeights<float>(p.weights()), call); }, "batch and time must not be negative");
+  call.batch = Index(1) << 62;
+  call.x = p.x.data();
+  check_throws([&] { forward(PackedWeights<float>(p.weights()), call); }, "exceed the address space");
+  call.batch = 1;
+  call.time = 1;
+  check_throws([&] { forward(PackedWeights<float>(p.weights(), Pass::backward), call); }, "packed for Pass::forward");
+  call.x = nullptr;
+  check_throws([&] { forward(PackedWeights<float>(p.weights()), call); }, "x must not be null");
+  Weights<float> weights = p.weights();
+  weights.units = 0;
+  check_throws([&] { PackedWeights<float>{weights}; }, "units must be at least 1");
+  check_throws([] { set_isa("mmx"); }, "got 'mmx'");
+  check_throws([] { set_num_threads(-1); }, "at least 1");
+  check_throws([] { cell_from_name("elman"); }, "simple_rnn, lstm, gru, gru_reset_before");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string name = argc > 1 ? argv[1] : isa();
+  const std::vector<std::string> usable = available_isas();
+  if (std::find(usable.begin(), usable.end(), name) == usable.end()) {
+    std::printf("%s does not run on this processor\n", name.c_str());
+    return 77;
+  }
+  set_isa(name);
+  for (Cell cell : kCells) {
+    for (const Sizes& sizes : kSizes) {
+      result_does_not_depend_on_threads_or_batch_or_time_split<float>(cell, sizes);
+      result_does_not_depend_on_threads_or_batch_or_time_split<double>(cell, sizes);
+      gradients_equal_finite_differences(cell, sizes);
+      float_follows_double(cell, sizes);
+    }
+  }
+  a_call_can_be_interrupted();
+  wrong_arguments_throw();
+  std::printf("%s: %d failures\n", name.c_str(), failures);
+  return failures != 0;
+}
