@@ -39,31 +39,42 @@ FASTRNN_INLINE void with_constant(Index n, F&& f) {
   f(std::integral_constant<int, Max>{});
 }
 
-/// Call f(first, std::integral_constant<int, rows>) for tiles of nearly equal height that cover the range.
+/// Call f(first, height) for tiles of nearly equal height, at most kTileRows, that cover the range.
 template <class F>
 FASTRNN_INLINE void for_row_tiles(Range rows, F&& f) {
   const Index tiles = ceil_div(rows.size(), kTileRows);
   for (Index i = 0; i < tiles; ++i) {
     const Range tile = part(rows.size(), i, tiles);
-    with_constant<kTileRows>(tile.size(), [&](auto height) { f(rows.begin + tile.begin, height); });
+    f(rows.begin + tile.begin, tile.size());
   }
 }
 
-/// acc[m][Map::sum(v)] += a[m][k * step] * panel[k][Map::column(v)] for v < Map::count, k ascending over [0, depth).
-/// The panel has Map::stride vectors per k.
-template <class Map, class T, class V, int M, int N>
-FASTRNN_INLINE void multiply_add(V (&acc)[M][N], const T* const (&a)[M], Index step, const T* panel, Index depth) {
-  for (Index k = 0; k < depth; ++k, panel += Map::stride * kLanes<V>) {
-    V column[Map::count];
+/// acc[m][Sum::of(v)] += row[m][k * row_step] * column[v][k * column_step …] for all m, v and k ascending over [0,
+/// depth).
+template <class Sum, class T, class V, int M, int A, int N>
+FASTRNN_INLINE void multiply_add(V (&acc)[M][A], const T* const (&row)[M], Index row_step, const T* const (&column)[N],
+                                 Index column_step, Index depth) {
+  for (Index k = 0; k < depth; ++k) {
+    V right[N];
 #pragma GCC unroll 8
-    for (int v = 0; v < Map::count; ++v) column[v] = load<V>(panel + Map::column(v) * kLanes<V>);
+    for (int v = 0; v < N; ++v) right[v] = load<V>(column[v] + k * column_step);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const V row = broadcast<V>(a[m][k * step]);
+      const V left = broadcast<V>(row[m][k * row_step]);
 #pragma GCC unroll 8
-      for (int v = 0; v < Map::count; ++v) acc[m][Map::sum(v)] = fma(row, column[v], acc[m][Map::sum(v)]);
+      for (int v = 0; v < N; ++v) acc[m][Sum::of(v)] = fma(left, right[v], acc[m][Sum::of(v)]);
     }
   }
+}
+
+struct Same {
+  static constexpr int of(int v) { return v; }
+};
+
+/// Rows a fixed distance apart.
+template <class T, int M>
+FASTRNN_INLINE void row_pointers(T* (&rows)[M], T* first, Index stride) {
+  for (int m = 0; m < M; ++m) rows[m] = first + m * stride;
 }
 
 /// How n columns are cut into blocks of `vectors` vectors each; the last block may have fewer.
@@ -82,6 +93,73 @@ struct Blocks {
 /// Columns of a product whose right side is a transposed weight matrix.
 template <class V>
 using OutputBlocks = Blocks<V, kTileVectors>;
+
+/// A piece of the left side of a product: `depth` values of each row, row r at first + r * stride.
+template <class T>
+struct Run {
+  const T* first;
+  Index stride, depth;
+};
+
+/// to[m][c] (+)= the runs of row `row` + m, one after the other, times the panel [k][vector][lane]; for `rows` <=
+/// kTileRows rows and `columns` <= one output block of columns.
+template <class T>
+void multiply_runs(const Run<T>* runs, Index count, Index row, Index rows, const T* panel, T* const* to, Index columns,
+                   bool add) {
+  using V = Vec<T>;
+  constexpr int L = kLanes<V>;
+  with_constant<kTileRows>(rows, [&](auto height) {
+    with_constant<kTileVectors>(ceil_div(columns, L), [&](auto vectors) {
+      constexpr int M = height(), N = vectors();
+      V acc[M][N];
+      for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) acc[m][n] = add ? load<V>(to[m] + n * L, columns - n * L) : zero<V>();
+      const T *left[M], *right[N];
+      for (const Run<T>* run = runs; run < runs + count; ++run) {
+        row_pointers(left, run->first + row * run->stride, run->stride);
+        row_pointers(right, panel, L);
+        multiply_add<Same>(acc, left, 1, right, N * L, run->depth);
+        panel += run->depth * N * L;
+      }
+      for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) store(to[m] + n * L, acc[m][n], columns - n * L);
+    });
+  });
+}
+
+/// to[m][v] (+)= the sum over k < depth of left[k][m] * right[k], at offset[v]: an outer product of `rows` <= kTileRows
+/// columns of the left side, kTileRows apart, and `vectors` <= kTileVectors vectors of the right side, of which
+/// lanes[v] are kept.
+template <class T>
+struct OuterProduct {
+  const T* left;
+  const T* right;
+  Index right_step, depth;
+  T* to;
+  Index to_stride;
+  Index rows, vectors;
+  Index right_offset[kTileVectors], to_offset[kTileVectors], lanes[kTileVectors];
+  bool add;
+
+  void run() const {
+    using V = Vec<T>;
+    with_constant<kTileRows>(rows, [&](auto height) {
+      with_constant<kTileVectors>(vectors, [&](auto width) {
+        constexpr int M = height(), N = width();
+        V acc[M][N];
+        for (int m = 0; m < M; ++m)
+          for (int v = 0; v < N; ++v)
+            acc[m][v] = add ? load<V>(to + m * to_stride + to_offset[v], lanes[v]) : zero<V>();
+        const T *l[M], *r[N];
+        row_pointers(l, left, 1);
+        for (int v = 0; v < N; ++v) r[v] = right + right_offset[v];
+        multiply_add<Same>(acc, l, kTileRows, r, right_step, depth);
+        for (int m = 0; m < M; ++m)
+          for (int v = 0; v < N; ++v) store(to + m * to_stride + to_offset[v], acc[m][v], lanes[v]);
+      });
+    });
+  }
+};
 
 }  // namespace
 }  // namespace FASTRNN_ISA

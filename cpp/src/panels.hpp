@@ -32,35 +32,11 @@ constexpr int kVectorsPerSum = S::accumulators >= kTileVectors ? 1 : kTileVector
 template <class S, class V>
 using UnitBlocks = Blocks<V, kVectorsPerSum<S>>;
 
-// Which vector of a panel belongs to which accumulator, for multiply_add; N: vectors per gate in the block at hand.
-
-/// W [k][gate][N] into the sums [sum][N].
+/// Which sum a vector of U's panel [k][gate][N] is added to, for multiply_add; N: vectors per gate in the block at
+/// hand.
 template <class S, int N>
-struct InputMap {
-  static constexpr int count = S::gates * N, stride = count;
-  static constexpr int column(int v) { return v; }
-  static constexpr int sum(int v) { return S::input_sum(v / N) * N + v % N; }
-};
-/// U [k][gate][N] into the sums [sum][N].
-template <class S, int N>
-struct RecurrentMap {
-  static constexpr int count = S::gates * N, stride = count;
-  static constexpr int column(int v) { return v; }
-  static constexpr int sum(int v) { return S::recurrent_sum(v / N) * N + v % N; }
-};
-/// Gradients of the sums [row][sum][N] into the gradient of W or U [gate][N]: Weights is the map that W or U has.
-template <class S, int N, class Weights>
-struct GradientMap {
-  static constexpr int count = S::gates * N, stride = S::accumulators * N;
-  static constexpr int column(int v) { return Weights::sum(v); }
-  static constexpr int sum(int v) { return v; }
-};
-/// WT or UT [k][N] into N vectors of output columns.
-template <int N>
-struct OutputMap {
-  static constexpr int count = N, stride = N;
-  static constexpr int column(int v) { return v; }
-  static constexpr int sum(int v) { return v; }
+struct RecurrentSum {
+  static constexpr int of(int v) { return S::recurrent_sum(v / N) * N + v % N; }
 };
 
 /// Where the packed weights of each stage begin.
@@ -139,7 +115,7 @@ void pack_bias_block(const MatrixView<T>& source, Index units, Index block, T* p
   if (!source.data) return;
   for (int row = 0; row < Cell::traits.bias_rows; ++row)
     for (int g = 0; g < S::gates; ++g) {
-      T* to = panel + (row == 0 ? S::input_sum(g) : S::recurrent_sum(g)) * width;
+      T* to = panel + (row == 0 ? g : S::recurrent_sum(g)) * width;
       const T* from = source.data + row * source.row_stride +
                       ((S::first_gate + g) * units + blocks.first(block)) * source.column_stride;
       for (Index u = 0; u < blocks.valid(block); ++u) to[u] += from[u * source.column_stride];

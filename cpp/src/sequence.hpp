@@ -59,11 +59,6 @@ void fill_zero(T* to, Index n) {
   for (Index i = 0; i < n; ++i) to[i] = T(0);
 }
 
-template <class V, int M>
-FASTRNN_INLINE void row_pointers(const Scalar<V>* (&rows)[M], const Scalar<V>* first, Index stride) {
-  for (int m = 0; m < M; ++m) rows[m] = first + m * stride;
-}
-
 // ---- Forward
 
 template <class Cell, class T>
@@ -151,7 +146,7 @@ class ForwardPass {
       if (together && t % together == 0) {
         const Index steps = smaller(together, call_.time - t);
         for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
-          hoist<decltype(stage)>(s, t, steps, rows, my_blocks<decltype(stage)>(team), hoisted_here(s, team));
+          hoist<decltype(stage)>(s, t, steps, together, rows, my_blocks<decltype(stage)>(team), hoisted_here(s, team));
         });
       }
       const Step<T> v = step(t);
@@ -161,11 +156,14 @@ class ForwardPass {
         if (!go_on) return;
         const Range blocks = my_blocks<S>(team);
         const T* hoisted = together ? hoisted_here(s, team) : nullptr;
-        const Index first_row = together ? t % together * rows.size() : 0;
+        const Index first_row = together ? t % together : 0;
         for (Index block = blocks.begin; block < blocks.end; ++block)
           with_constant<kVectorsPerSum<S>>(UnitBlocks<S, V>{H_}.used(block), [&](auto vectors) {
-            for_row_tiles(rows, [&](Index b, auto height) {
-              tile<S, vectors(), height()>(s, v, block, b, hoisted, first_row + b - rows.begin);
+            for_row_tiles(rows, [&](Index b, Index height) {
+              with_constant<kTileRows>(height, [&](auto rows_here) {
+                tile<S, vectors(), rows_here()>(s, v, block, b, hoisted, first_row + (b - rows.begin) * together,
+                                                together);
+              });
             });
           });
         if (division_.by_units) go_on = team.barrier();
@@ -188,44 +186,34 @@ class ForwardPass {
   Index hoisted_steps(Index rows) const {
     return rows > 0 && rows < kTileRows && call_.time > 1 ? smaller(kHoistedRows / rows, call_.time) : 0;
   }
-  /// Where the sums of `block` and chunk row `row` lie; N vectors per sum.
+  /// Where the sums of `block` and chunk row `row` lie.
   template <class S>
-  Index hoisted_offset(Index block, Index row, int N) const {
-    return (UnitBlocks<S, V>{H_}.first(block) * kHoistedRows + row * N * kLanes<V>)*S::accumulators;
+  Index hoisted_offset(Index block, Index row) const {
+    const UnitBlocks<S, V> blocks{H_};
+    return (blocks.first(block) * kHoistedRows + row * blocks.used(block) * kLanes<V>)*S::accumulators;
   }
 
-  template <class S, int N, int M>
-  FASTRNN_INLINE void bias(int s, Index block, V (&sums)[M][S::accumulators * N]) const {
-    const T* panel = panels_.bias[s] + UnitBlocks<S, V>{H_}.first(block) * S::accumulators;
-    for (int v = 0; v < S::accumulators * N; ++v) {
-      const V b = load<V>(panel + v * kLanes<V>);
-      for (int m = 0; m < M; ++m) sums[m][v] = b;
+  /// b + x.W of `steps` steps from t0, rows of a chunk in the order [row of the batch][step].
+  template <class S>
+  void hoist(int s, Index t0, Index steps, Index stride, Range rows, Range blocks, T* to) {
+    for (Index block = blocks.begin; block < blocks.end; ++block) {
+      const Index vectors = UnitBlocks<S, V>{H_}.used(block), width = vectors * kLanes<V>;
+      for (Index b = rows.begin; b < rows.end; ++b) {
+        const Run<T> x{call_.x + t0 * call_.x_time_stride + b * call_.x_batch_stride, call_.x_time_stride, I_};
+        for_row_tiles({0, steps}, [&](Index first, Index height) {
+          T* row[kTileRows];
+          row_pointers(row, to + hoisted_offset<S>(block, (b - rows.begin) * stride + first), S::accumulators * width);
+          for (Index m = 0; m < height; ++m) copy(bias_panel<S>(s, block), row[m], S::accumulators * width);
+          multiply_runs(&x, 1, first, height, kernel_panel<S>(s, block), row, S::gates * width, true);
+        });
+      }
     }
   }
 
-  /// b + x.W of `steps` steps from t0.
   template <class S>
-  void hoist(int s, Index t0, Index steps, Range rows, Range blocks, T* to) {
-    for (Index block = blocks.begin; block < blocks.end; ++block)
-      with_constant<kVectorsPerSum<S>>(UnitBlocks<S, V>{H_}.used(block), [&](auto vectors) {
-        constexpr int N = vectors();
-        for_row_tiles({0, steps * rows.size()}, [&](Index row, auto height) {
-          constexpr int M = height();
-          V sums[M][S::accumulators * N];
-          const T* x[M];
-          for (int m = 0; m < M; ++m) {
-            const Index t = t0 + (row + m) / rows.size(), b = rows.begin + (row + m) % rows.size();
-            x[m] = call_.x + t * call_.x_time_stride + b * call_.x_batch_stride;
-          }
-          bias<S, N>(s, block, sums);
-          multiply_add<InputMap<S, N>>(sums, x, 1, kernel_panel<S>(s, block), I_);
-          for (int m = 0; m < M; ++m)
-            for (int v = 0; v < S::accumulators * N; ++v)
-              store(to + hoisted_offset<S>(block, row + m, N) + v * kLanes<V>, sums[m][v]);
-        });
-      });
+  FASTRNN_INLINE const T* bias_panel(int s, Index block) const {
+    return panels_.bias[s] + UnitBlocks<S, V>{H_}.first(block) * S::accumulators;
   }
-
   template <class S>
   FASTRNN_INLINE const T* kernel_panel(int s, Index block) const {
     return panels_.kernel[s] + UnitBlocks<S, V>{H_}.first(block) * I_ * S::gates;
@@ -233,25 +221,30 @@ class ForwardPass {
 
   /// Rows b … b + M - 1 of one step, the units of one block.
   template <class S, int N, int M>
-  void tile(int s, const Step<T>& v, Index block, Index b, const T* hoisted, Index hoisted_row) {
-    constexpr int sums_per_row = S::accumulators * N;
-    V sums[M][sums_per_row];
-    const T* row[M];
+  void tile(int s, const Step<T>& v, Index block, Index b, const T* hoisted, Index hoisted_row, Index hoisted_stride) {
+    constexpr int L = kLanes<V>;
+    V sums[M][S::accumulators * N];
+    const T *row[M], *column[S::gates * N];
     if (hoisted) {
+      row_pointers(row, hoisted + hoisted_offset<S>(block, hoisted_row), hoisted_stride * S::accumulators * N * L);
       for (int m = 0; m < M; ++m)
-        for (int i = 0; i < sums_per_row; ++i)
-          sums[m][i] = load<V>(hoisted + hoisted_offset<S>(block, hoisted_row + m, N) + i * kLanes<V>);
+        for (int i = 0; i < S::accumulators * N; ++i) sums[m][i] = load<V>(row[m] + i * L);
     } else {
-      bias<S, N>(s, block, sums);
-      row_pointers<V>(row, v.x[b], v.x.stride);
-      multiply_add<InputMap<S, N>>(sums, row, 1, kernel_panel<S>(s, block), I_);
+      for (int i = 0; i < S::accumulators * N; ++i) {
+        const V bias = load<V>(bias_panel<S>(s, block) + i * L);
+        for (int m = 0; m < M; ++m) sums[m][i] = bias;
+      }
+      row_pointers(row, v.x[b], v.x.stride);
+      row_pointers(column, kernel_panel<S>(s, block), L);
+      multiply_add<Same>(sums, row, 1, column, S::gates * N * L, I_);
     }
     const Index first = UnitBlocks<S, V>{H_}.first(block);
     if constexpr (S::operand == kHidden)
-      row_pointers<V>(row, v.prev[0][b], v.prev[0].stride);
+      row_pointers(row, v.prev[0][b], v.prev[0].stride);
     else
-      row_pointers<V>(row, v.slots[b] + S::operand * H_, v.slots.stride);
-    multiply_add<RecurrentMap<S, N>>(sums, row, 1, panels_.recurrent[s] + first * H_ * S::gates, H_);
+      row_pointers<const T>(row, v.slots[b] + S::operand * H_, v.slots.stride);
+    row_pointers<const T>(column, panels_.recurrent[s] + first * H_ * S::gates, L);
+    multiply_add<RecurrentSum<S, N>>(sums, row, 1, column, S::gates * N * L, H_);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
@@ -336,6 +329,8 @@ class BackwardPass {
     for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
       dsums_[s] = arena.take<T>(chunk_rows_ * decltype(stage)::accumulators * Blocks<V, 1>{H_}.padded());
       operand_columns_[s] = arena.take<T>(ceil_div(H_, kTileRows) * kTileRows * chunk_rows_);
+      input_runs_[s] = arena.take<Run<T>>(run_count<decltype(stage)>());
+      recurrent_runs_[s] = arena.take<Run<T>>(run_count<decltype(stage)>());
     });
     workspace_ = arena.size();
   }
@@ -344,6 +339,10 @@ class BackwardPass {
 
   bool run() {
     fill_zero(zeros_, H_);
+    for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
+      list_runs<decltype(stage)>(s, true, input_runs_[s]);
+      list_runs<decltype(stage)>(s, false, recurrent_runs_[s]);
+    });
     if (call_.batch == 0 || call_.time == 0) {
       fill_zero(call_.dkernel, I_ * G_ * H_);
       fill_zero(call_.drecurrent_kernel, H_ * G_ * H_);
@@ -402,11 +401,17 @@ class BackwardPass {
           });
         if (division_.by_units && !(go_on = team.barrier())) return;
         const Range outputs = divided(OutputBlocks<V>{H_}.count(), team);
-        for (Index block = outputs.begin; block < outputs.end; ++block)
-          with_constant<kTileVectors>(OutputBlocks<V>{H_}.used(block), [&](auto vectors) {
-            for_row_tiles(
-                rows, [&](Index b, auto height) { operand_gradient<S, vectors(), height()>(s, chunk, t, b, block); });
+        T* to = S::operand == kHidden ? d_[0] : doperand_;  // h_prev on top of what is in d; another operand alone
+        for (Index block = outputs.begin; block < outputs.end; ++block) {
+          const Index first = OutputBlocks<V>{H_}.first(block);
+          for_row_tiles(rows, [&](Index b, Index height) {
+            T* row[kTileRows];
+            row_pointers(row, to + b * H_ + first, H_);
+            multiply_runs(recurrent_runs_[s], run_count<S>(), chunk.row(t, b), height,
+                          panels_.recurrent[s] + first * S::gates * H_, row, OutputBlocks<V>{H_}.valid(block),
+                          S::operand == kHidden);
           });
+        }
         if (division_.by_units) go_on = team.barrier();
       });
       if (!go_on || !team.proceed(rows.size() * H_ * G_ * H_ / (division_.by_units ? team.size : 1))) return false;
@@ -450,21 +455,23 @@ class BackwardPass {
   /// The cell's gradient at step t, for one block of units.
   template <class S, int N>
   void cell_backward(int s, const Chunk& chunk, Index t, Range rows, Index block) {
-    const Index first = UnitBlocks<S, V>{H_}.first(block);
+    const Rows<const T> now = slot(t, 0);
+    Rows<const T> before[states];
+    for (int i = 0; i < states; ++i) before[i] = state_before(t, i);
+    const Rows<const T> dy{call_.dy + t * call_.dy_time_stride, call_.dy_batch_stride};
     for (Index b = rows.begin; b < rows.end; ++b) {
       const Index row = chunk.rows.begin + b;
       T* out = dsums<S>(s, block, chunk.row(t, b));
       for (int n = 0; n < N; ++n) {
-        const Index unit = first + n * kLanes<V>, valid = H_ - unit;
+        const Index unit = UnitBlocks<S, V>{H_}.first(block) + n * kLanes<V>, valid = H_ - unit;
         V saved_value[Cell::traits.tape_slots], prev[states], next[states], d[states], da[S::accumulators];
-        for (int i = 0; i < saved; ++i) saved_value[i] = load<V>(slot(t, i)[row] + unit, valid);
+        for (int i = 0; i < saved; ++i) saved_value[i] = load<V>(now[row] + i * H_ + unit, valid);
         for (int i = 0; i < states; ++i) {
-          prev[i] = load<V>(state_before(t, i)[row] + unit, valid);
-          next[i] = load<V>(slot(t, saved + i)[row] + unit, valid);
+          prev[i] = load<V>(before[i][row] + unit, valid);
+          next[i] = load<V>(now[row] + (saved + i) * H_ + unit, valid);
           d[i] = load<V>(d_[i] + b * H_ + unit, valid);
         }
-        if (call_.dy)
-          d[0] = add(d[0], load<V>(call_.dy + t * call_.dy_time_stride + row * call_.dy_batch_stride + unit, valid));
+        if (call_.dy) d[0] = add(d[0], load<V>(dy[row] + unit, valid));
         const V doperand = s + 1 < stages ? load<V>(doperand_ + b * H_ + unit, valid) : zero<V>();
         S::backward(saved_value, prev, next, d, doperand, da);
         for (int i = 0; i < S::accumulators; ++i) store(out + (i * N + n) * kLanes<V>, da[i]);
@@ -474,43 +481,31 @@ class BackwardPass {
     }
   }
 
-  /// acc += the gradients of the sums of rows r … r + M - 1, times a transposed panel of W (Input) or U.
-  template <class S, bool Input, int N, int M>
-  FASTRNN_INLINE void multiply_gradients(V (&acc)[M][N], int s, Index r, const T* panel) const {
-    const UnitBlocks<S, V> blocks{H_};
-    const T* row[M];
-    for (Index block = 0; block < blocks.count(); ++block) {
-      const Index width = blocks.used(block) * kLanes<V>, valid = blocks.valid(block);
-      for (int g = 0; g < S::gates; ++g) {
-        const int sum = Input ? S::input_sum(g) : S::recurrent_sum(g);
-        row_pointers<V>(row, dsums<S>(s, block, r) + sum * width, S::accumulators * width);
-        multiply_add<OutputMap<N>>(acc, row, 1, panel, valid);
-        panel += valid * N * kLanes<V>;
-      }
-    }
+  /// The gradients of the sums as left side of a product with WT (input) or UT: per block of units and gate, the units.
+  template <class S>
+  Index run_count() const {
+    return UnitBlocks<S, V>{H_}.count() * S::gates;
   }
-
-  /// What a stage's U multiplied gets dsums.UT: h_prev on top of what is in d, another operand alone.
-  template <class S, int N, int M>
-  void operand_gradient(int s, const Chunk& chunk, Index t, Index b, Index block) {
-    const OutputBlocks<V> outputs{H_};
-    const Index first = outputs.first(block);
-    T* to = (S::operand == kHidden ? d_[0] : doperand_) + b * H_ + first;
-    V acc[M][N];
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < N; ++n)
-        acc[m][n] =
-            S::operand == kHidden ? load<V>(to + m * H_ + n * kLanes<V>, H_ - first - n * kLanes<V>) : zero<V>();
-    multiply_gradients<S, false>(acc, s, chunk.row(t, b), panels_.recurrent[s] + first * S::gates * H_);
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < N; ++n) store(to + m * H_ + n * kLanes<V>, acc[m][n], H_ - first - n * kLanes<V>);
+  template <class S>
+  void list_runs(int s, bool input, Run<T>* run) const {
+    const UnitBlocks<S, V> blocks{H_};
+    for (Index block = 0; block < blocks.count(); ++block) {
+      const Index width = blocks.used(block) * kLanes<V>;
+      for (int g = 0; g < S::gates; ++g, ++run)
+        *run = {dsums<S>(s, block, 0) + (input ? g : S::recurrent_sum(g)) * width, S::accumulators * width,
+                blocks.valid(block)};
+    }
   }
 
   /// Row r of a matrix [chunk_rows, n] into columns, kTileRows at a time: `[n / kTileRows][chunk row][kTileRows]`.
   void gather_columns(const T* row, Index n, Index r, T* columns) const {
     T* to = columns + r * kTileRows;
-    for (Index i = 0; i < n; i += kTileRows, to += chunk_rows_ * kTileRows)
-      for (Index j = 0; j < smaller(kTileRows, n - i); ++j) to[j] = row[i + j];
+    for (Index i = 0; i < n; i += kTileRows, to += chunk_rows_ * kTileRows) {
+      if (n - i >= kTileRows)
+        for (int j = 0; j < kTileRows; ++j) to[j] = row[i + j];
+      else
+        for (Index j = 0; j < n - i; ++j) to[j] = row[i + j];
+    }
   }
 
   /// From the dsums of a whole chunk: dx, and its share of dW, dU and db.
@@ -519,7 +514,7 @@ class BackwardPass {
     bool go_on = true;
     for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
       using S = decltype(stage);
-      go_on = go_on && weight_gradient<S, true>(s, chunk, team) && weight_gradient<S, false>(s, chunk, team);
+      go_on = go_on && weight_gradient<S>(s, true, chunk, team) && weight_gradient<S>(s, false, chunk, team);
       const Range blocks = part(UnitBlocks<S, V>{H_}.count(), team.index, team.size);
       for (Index block = blocks.begin; call_.dbias && block < blocks.end; ++block)
         with_constant<kVectorsPerSum<S>>(UnitBlocks<S, V>{H_}.used(block),
@@ -532,23 +527,17 @@ class BackwardPass {
     const Range rows = part(chunk.size(), team.index, team.size);
     const OutputBlocks<V> outputs{I_};
     for (Index block = 0; block < outputs.count(); ++block) {
-      with_constant<kTileVectors>(outputs.used(block), [&](auto vectors) {
-        constexpr int N = vectors();
-        for_row_tiles(rows, [&](Index r, auto height) {
-          constexpr int M = height();
-          V acc[M][N];
-          for (int m = 0; m < M; ++m)
-            for (int n = 0; n < N; ++n) acc[m][n] = zero<V>();
-          const Index first = outputs.first(block);
-          for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
-            using S = decltype(stage);
-            multiply_gradients<S, true>(acc, s, r, panels_.kernel[s] + first * S::gates * H_);
-          });
-          for (int m = 0; m < M; ++m) {
-            const Index t = chunk.t0 + (r + m) / chunk.rows.size(), b = chunk.rows.begin + (r + m) % chunk.rows.size();
-            T* to = call_.dx + t * call_.dx_time_stride + b * call_.dx_batch_stride + first;
-            for (int n = 0; n < N; ++n) store(to + n * kLanes<V>, acc[m][n], I_ - first - n * kLanes<V>);
-          }
+      const Index first = outputs.first(block);
+      for_row_tiles(rows, [&](Index r, Index height) {
+        T* row[kTileRows];
+        for (Index m = 0; m < height; ++m) {
+          const Index t = chunk.t0 + (r + m) / chunk.rows.size(), b = chunk.rows.begin + (r + m) % chunk.rows.size();
+          row[m] = call_.dx + t * call_.dx_time_stride + b * call_.dx_batch_stride + first;
+        }
+        for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
+          using S = decltype(stage);
+          multiply_runs(input_runs_[s], run_count<S>(), r, height, panels_.kernel[s] + first * S::gates * H_, row,
+                        outputs.valid(block), s > 0);
         });
       });
       if (!team.proceed(rows.size() * kTileVectors * kLanes<V> * G_ * H_)) return false;
@@ -556,52 +545,37 @@ class BackwardPass {
     return true;
   }
 
-  /// dW += xT.dsums (Input) or dU += operandT.dsums.
-  template <class S, bool Input>
-  bool weight_gradient(int s, const Chunk& chunk, Team& team) {
-    const Index depth = Input ? I_ : H_;
-    const T* columns = Input ? x_columns_ : operand_columns_[s];
-    T* gradient = Input ? call_.dkernel : call_.drecurrent_kernel;
+  /// dW += xT.dsums (input) or dU += operandT.dsums.
+  template <class S>
+  bool weight_gradient(int s, bool input, const Chunk& chunk, Team& team) {
+    const Index depth = input ? I_ : H_;
     const UnitBlocks<S, V> blocks{H_};
     const Index tiles = ceil_div(depth, kTileRows);
     const Range mine = part(blocks.count() * tiles, team.index, team.size);
     for (Index item = mine.begin; item < mine.end; ++item) {
       const Index block = item / tiles, i = item % tiles * kTileRows;
-      with_constant<kVectorsPerSum<S>>(blocks.used(block), [&](auto vectors) {
-        with_constant<kTileRows>(smaller(kTileRows, depth - i), [&](auto height) {
-          weight_gradient_tile<S, Input, vectors(), height()>(s, chunk, block, columns + i * chunk_rows_,
-                                                              gradient + i * G_ * H_);
-        });
-      });
+      const Index vectors = blocks.used(block);
+      OuterProduct<T> product;
+      product.left = (input ? x_columns_ : operand_columns_[s]) + i * chunk_rows_;
+      product.right = dsums<S>(s, block, 0);
+      product.right_step = S::accumulators * vectors * kLanes<V>;
+      product.depth = chunk.size();
+      product.to = (input ? call_.dkernel : call_.drecurrent_kernel) + i * G_ * H_;
+      product.to_stride = G_ * H_;
+      product.rows = smaller(kTileRows, depth - i);
+      product.vectors = S::gates * vectors;
+      for (Index v = 0; v < product.vectors; ++v) {
+        const int g = static_cast<int>(v / vectors);
+        const Index n = v % vectors, unit = blocks.first(block) + n * kLanes<V>;
+        product.right_offset[v] = ((input ? g : S::recurrent_sum(g)) * vectors + n) * kLanes<V>;
+        product.to_offset[v] = (S::first_gate + g) * H_ + unit;
+        product.lanes[v] = H_ - unit;
+      }
+      product.add = !chunk.first;
+      product.run();
       if (!team.proceed(chunk.size() * kTileRows * kTileVectors * kLanes<V>)) return false;
     }
     return true;
-  }
-
-  template <class S, bool Input, int N, int M>
-  void weight_gradient_tile(int s, const Chunk& chunk, Index block, const T* columns, T* gradient) const {
-    using Weights = std::conditional_t<Input, InputMap<S, N>, RecurrentMap<S, N>>;
-    const Index first = UnitBlocks<S, V>{H_}.first(block);
-    const auto at = [&](int m, int v, Index& valid) {
-      const Index unit = first + v % N * kLanes<V>;
-      valid = H_ - unit;
-      return gradient + m * G_ * H_ + (S::first_gate + v / N) * H_ + unit;
-    };
-    V acc[M][S::gates * N];
-    const T* column[M];
-    row_pointers<V>(column, columns, 1);
-    Index valid;
-    for (int m = 0; m < M; ++m)
-      for (int v = 0; v < S::gates * N; ++v) {
-        const T* from = at(m, v, valid);
-        acc[m][v] = chunk.first ? zero<V>() : load<V>(from, valid);
-      }
-    multiply_add<GradientMap<S, N, Weights>>(acc, column, kTileRows, dsums<S>(s, block, 0), chunk.size());
-    for (int m = 0; m < M; ++m)
-      for (int v = 0; v < S::gates * N; ++v) {
-        T* to = at(m, v, valid);
-        store(to, acc[m][v], valid);
-      }
   }
 
   template <class S, int N>
@@ -620,7 +594,7 @@ class BackwardPass {
         for (int n = 0; n < N; ++n) {
           const Index unit = first + n * kLanes<V>;
           T* to = call_.dbias + (bias_row * G_ + S::first_gate + g) * H_ + unit;
-          const V sum = total[(bias_row == 0 ? S::input_sum(g) : S::recurrent_sum(g)) * N + n];
+          const V sum = total[(bias_row == 0 ? g : S::recurrent_sum(g)) * N + n];
           store(to, chunk.first ? sum : add(load<V>(to, H_ - unit), sum), H_ - unit);
         }
   }
@@ -637,6 +611,8 @@ class BackwardPass {
   T* x_columns_;
   T* operand_columns_[stages];
   T* dsums_[stages];
+  Run<T>* input_runs_[stages];
+  Run<T>* recurrent_runs_[stages];
 };
 
 }  // namespace

@@ -15,7 +15,6 @@ struct Gru {
 
   struct Step {
     static constexpr int first_gate = 0, gates = 3, accumulators = 4, operand = kHidden, first_slot = 0, slots = 4;
-    static constexpr int input_sum(int g) { return g; }
     static constexpr int recurrent_sum(int g) { return g == N ? Q : g; }
 
     template <class V>
@@ -47,7 +46,6 @@ struct GruResetBefore {
 
   struct Gates {
     static constexpr int first_gate = 0, gates = 2, accumulators = 2, operand = kHidden, first_slot = 0, slots = 3;
-    static constexpr int input_sum(int g) { return g; }
     static constexpr int recurrent_sum(int g) { return g; }
 
     template <class V>
@@ -68,7 +66,6 @@ struct GruResetBefore {
 
   struct Candidate {
     static constexpr int first_gate = 2, gates = 1, accumulators = 1, operand = RH, first_slot = N, slots = 1;
-    static constexpr int input_sum(int g) { return g; }
     static constexpr int recurrent_sum(int g) { return g; }
 
     template <class V>

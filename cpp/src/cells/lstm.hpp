@@ -13,7 +13,6 @@ struct Lstm {
 
   struct Step {
     static constexpr int first_gate = 0, gates = 4, accumulators = 4, operand = kHidden, first_slot = 0, slots = 4;
-    static constexpr int input_sum(int g) { return g; }
     static constexpr int recurrent_sum(int g) { return g; }
 
     template <class V>

@@ -12,7 +12,6 @@ struct SimpleRnn {
 
   struct Step {
     static constexpr int first_gate = 0, gates = 1, accumulators = 1, operand = kHidden, first_slot = 0, slots = 0;
-    static constexpr int input_sum(int g) { return g; }
     static constexpr int recurrent_sum(int g) { return g; }
 
     template <class V>

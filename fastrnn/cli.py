@@ -1,0 +1,155 @@
+"""The command line: `fastrnn`, or `python -m fastrnn`.
+
+What a command needs beyond NumPy is imported when the command runs.
+"""
+
+import argparse
+import io
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import fastrnn
+
+INTERRUPTED = 130  # the exit status of a program ended by Ctrl-C: 128 + SIGINT
+
+DEMO = """\
+Train a character-level language model in about a minute on two cores: a recurrent layer of fastrnn, a softmax head and
+Adam in NumPy. Prints the loss in bits per character, generates text, draws the learning curve, and compares the time of a
+training step with the NumPy reference and, if it is installed, with PyTorch. Read fastrnn/demo.py to see how to train with
+fastrnn."""
+
+DEMO_END = """\
+The same seed gives the same model and the same text, with any number of threads. OMP_NUM_THREADS=n sets that number.
+Ctrl-C ends the training: what there is so far is validated, sampled and plotted, and the exit status is 130. A second
+Ctrl-C ends the program at once."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The arguments; None: those of this process.
+
+    Returns:
+        The exit status: 0, or 130 after Ctrl-C, or 1 when something is not installed.
+
+    Raises:
+        SystemExit: As argparse does: 2 after a wrong argument, 0 after --help and --version.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a text may hold characters that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="replace")
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("\naborted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # as in `fastrnn demo | head`; what follows keeps Python from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastrnn", description="The CPU engine for recurrent neural networks.")
+    parser.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
+    parser.set_defaults(run=lambda arguments: parser.print_help() or 0)
+    commands = parser.add_subparsers(title="commands", metavar="")
+
+    about = "version, instruction sets, threads and compiler of this installation"
+    info = commands.add_parser("info", help=about, description=f"Print {about}.")
+    info.set_defaults(run=_info)
+
+    about = "train a character-level language model in about a minute"
+    demo = commands.add_parser("demo", help=about, description=DEMO, epilog=DEMO_END)
+    demo.set_defaults(run=_demo, parser=demo)
+    add = demo.add_argument
+    add("--cell", choices=["rnn", "lstm", "gru"], default="lstm", help="the layer (default: %(default)s)")
+    add("--steps", type=_positive, default=1000, metavar="N", help="training steps (default: %(default)s)")
+    add("--units", type=_positive, default=256, metavar="N", help="units of the layer (default: %(default)s)")
+    add("--text", type=Path, metavar="FILE", help="UTF-8 text to learn (default: the topics of Python's help())")
+    add("--seed", type=_natural, default=0, metavar="N", help="of weights and sampling (default: %(default)s)")
+    add(
+        "--temperature",
+        type=_temperature,
+        default=0.7,
+        metavar="X",
+        help="of the generated text: near 0 the likeliest characters, 1 as learned (default: %(default)s)",
+    )
+    add("--sample-length", type=_natural, default=400, metavar="N", help="characters (default: %(default)s)")
+    add(
+        "--plot",
+        type=Path,
+        default=Path("learning_curve.png"),
+        metavar="PATH",
+        help="where the learning curve goes, as PNG (default: %(default)s)",
+    )
+    add("--no-plot", dest="plot", action="store_const", const=None, help="draw no learning curve")
+    return parser
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    fastrnn.show_config()
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    error = arguments.parser.error
+    try:
+        from fastrnn import demo
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.split(".")[0] not in ("rich", "tqdm"):
+            raise
+        print(f'fastrnn demo: needs {missing.name}; run: pip install "fastrnn[demo]"', file=sys.stderr)
+        return 1
+    if arguments.plot is not None and (arguments.plot.is_dir() or not arguments.plot.parent.is_dir()):
+        error(f"argument --plot: must be a file in an existing folder, got {arguments.plot}")
+    try:
+        name, text = demo.read_text(arguments.text)
+    except (OSError, ValueError) as reason:
+        error(f"argument --text: {reason}")
+    finished = demo.run(
+        name,
+        text,
+        cell=arguments.cell,
+        steps=arguments.steps,
+        units=arguments.units,
+        seed=arguments.seed,
+        temperature=arguments.temperature,
+        sample_length=arguments.sample_length,
+        plot=arguments.plot,
+    )
+    return 0 if finished else INTERRUPTED
+
+
+def _positive(value: str) -> int:
+    return _integer(value, 1, "a positive integer")
+
+
+def _natural(value: str) -> int:
+    return _integer(value, 0, "a non-negative integer")
+
+
+def _integer(value: str, least: int, what: str) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be {what}, got {value}")
+    return number
+
+
+def _temperature(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number greater than 0, got {value}")
+    return number
