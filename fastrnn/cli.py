@@ -16,15 +16,15 @@ import fastrnn
 INTERRUPTED = 130  # the exit status of a program ended by Ctrl-C: 128 + SIGINT
 
 DEMO = """\
-Train a character-level language model in about a minute on two cores: a recurrent layer of fastrnn, a softmax head and
-Adam in NumPy. Prints the loss in bits per character, generates text, draws the learning curve, and compares the time of a
-training step with the NumPy reference and, if it is installed, with PyTorch. Read fastrnn/demo.py to see how to train with
-fastrnn."""
+Train a character-level language model on English text, in about a minute on two cores: a recurrent layer of
+fastrnn, with a softmax head and Adam in NumPy. Prints the loss in bits per character, a generated text, and
+the time of a training step beside that of the NumPy reference and, if it is installed, of PyTorch; draws the
+learning curve. Its source, fastrnn/demo.py, shows how to train with fastrnn."""
 
 DEMO_END = """\
-The same seed gives the same model and the same text, with any number of threads. OMP_NUM_THREADS=n sets that number.
-Ctrl-C ends the training: what there is so far is validated, sampled and plotted, and the exit status is 130. A second
-Ctrl-C ends the program at once."""
+The same seed gives the same model and text, with any number of threads (OMP_NUM_THREADS sets it). Ctrl-C ends
+the training: the model so far is validated, sampled and plotted, and the exit status is 130. A second Ctrl-C
+ends the program at once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,13 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None: those of this process.
 
     Returns:
-        The exit status: 0, or 130 after Ctrl-C, or 1 when something is not installed.
+        The exit status: 0; 130 after Ctrl-C; 1 when a package is missing or nobody reads the output.
 
     Raises:
         SystemExit: As argparse does: 2 after a wrong argument, 0 after --help and --version.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a text may hold characters that the terminal's encoding lacks
-        sys.stdout.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A text may hold characters that the terminal's encoding lacks; a log is read while it grows.
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -56,9 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastrnn", description="The CPU engine for recurrent neural networks.")
+    parser = argparse.ArgumentParser(
+        prog="fastrnn", description="The CPU engine for recurrent neural networks."
+    )
     parser.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
-    parser.set_defaults(run=lambda arguments: parser.print_help() or 0)
+    parser.set_defaults(run=_help, parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="")
 
     about = "version, instruction sets, threads and compiler of this installation"
@@ -72,8 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--cell", choices=["rnn", "lstm", "gru"], default="lstm", help="the layer (default: %(default)s)")
     add("--steps", type=_positive, default=1000, metavar="N", help="training steps (default: %(default)s)")
     add("--units", type=_positive, default=256, metavar="N", help="units of the layer (default: %(default)s)")
-    add("--text", type=Path, metavar="FILE", help="UTF-8 text to learn (default: the topics of Python's help())")
-    add("--seed", type=_natural, default=0, metavar="N", help="of weights and sampling (default: %(default)s)")
+    add(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="UTF-8 text to learn (default: the topics of Python's help())",
+    )
+    add(
+        "--seed", type=_natural, default=0, metavar="N", help="of weights and sampling (default: %(default)s)"
+    )
     add(
         "--temperature",
         type=_temperature,
@@ -91,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--no-plot", dest="plot", action="store_const", const=None, help="draw no learning curve")
     return parser
+
+
+def _help(arguments: argparse.Namespace) -> int:
+    arguments.parser.print_help()
+    return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -113,7 +128,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         name, text = demo.read_text(arguments.text)
     except (OSError, ValueError) as reason:
         error(f"argument --text: {reason}")
-    finished = demo.run(
+    history = demo.run(
         name,
         text,
         cell=arguments.cell,
@@ -122,9 +137,9 @@ def _demo(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         temperature=arguments.temperature,
         sample_length=arguments.sample_length,
-        plot=arguments.plot,
+        plot_path=arguments.plot,
     )
-    return 0 if finished else INTERRUPTED
+    return INTERRUPTED if history.stopped else 0
 
 
 def _positive(value: str) -> int:

@@ -2,69 +2,53 @@
 
     ids [B, T]  ->  one-hot x [B, T, V]  ->  layer  ->  y [B, T, H]  ->  y @ W + b  ->  logits [B, T, V]
 
-The recurrent layer is fastrnn's, forward and backward; the rest is NumPy: `Vocabulary` turns text into ids, `batches` cuts
-them into sequences, `Model` is the layer with a softmax head over the next character, `Adam` changes the weights, `train`
-is the loop. Then come the sample, the learning curve, and the comparison of speed; `run` puts all of it on the screen.
+The recurrent layer is fastrnn's, forward and backward; the rest is NumPy: `Vocabulary` turns text into ids,
+`batches` cuts them into sequences, `Model` is the layer with a softmax head for the next character, `Adam`
+changes the weights, `train` is the loop, `generate` writes, `plot` draws the learning curve. `run` is what
+`fastrnn demo` does.
 
-Legend: B batch, T time steps, V vocabulary, H units; shapes in brackets. Losses are in nats inside, and shown in bits per
-character: 1 bit is log(2) nats.
+Legend: B batch, T time steps, V vocabulary, H units; shapes in brackets. Losses are computed in nats and
+shown in bits per character; a bit is log(2) nats.
 """
 
-import importlib.util
 import math
-import subprocess
-import sys
+import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 import fastrnn
-from fastrnn import reference
+from fastrnn._demo_times import print_times
 
-Array = NDArray[np.float32]
-Ids = NDArray[np.integer[Any]]
+Array = NDArray[Any]  # of float32
+Ids = NDArray[np.int16]
 
 BATCH, TIME = 64, 64
 LEARNING_RATE, CLIP_NORM = 8e-3, 1.0
-MOST_CHARACTERS = 128  # in the vocabulary; the others become one symbol
-LEAST_TEXT = 1000
-MOST_VALIDATION = 50_000  # characters of the validation part that are used: a quarter of a second
+MOST_CHARACTERS = 128  # in a vocabulary
+LEAST_TEXT = 1000  # characters
+MOST_VALIDATION = 50_000  # characters of the validation part that are read: a quarter of a second
 
 
-class Cell(NamedTuple):
-    """A kind of layer: fastrnn's class, its reference in NumPy, and its name in torch.nn."""
-
-    layer: Callable[..., Any]
-    reference_forward: Callable[..., Any]
-    reference_backward: Callable[..., Any]
-    torch_name: str
+CELLS = {"rnn": fastrnn.SimpleRNN, "lstm": fastrnn.LSTM, "gru": fastrnn.GRU}
 
 
-CELLS = {
-    "rnn": Cell(fastrnn.SimpleRNN, reference.simple_rnn_forward, reference.simple_rnn_backward, "RNN"),
-    "lstm": Cell(fastrnn.LSTM, reference.lstm_forward, reference.lstm_backward, "LSTM"),
-    "gru": Cell(fastrnn.GRU, reference.gru_forward, reference.gru_backward, "GRU"),
-}
-
-
-# ---- Text -> ids -> batches
+# ---- From text to batches
 
 
 def read_text(path: Path | None) -> tuple[str, str]:
-    """Return a name and the text of a file, or of the topics of Python's own help for None.
+    """Return name and content of a text file; None stands for the topics of Python's help().
 
     Raises:
         OSError: The file can't be read.
-        ValueError: It isn't UTF-8 text, or too short.
+        ValueError: It isn't UTF-8 text, or it is too short.
     """
     if path is None:
         from pydoc_data.topics import topics
@@ -73,41 +57,38 @@ def read_text(path: Path | None) -> tuple[str, str]:
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}") from None
+        raise ValueError(f"{path} must be UTF-8 text, but byte {error.start} isn't") from None
     if "\0" in text:
-        raise ValueError(f"{path} must be text, got a file with zero bytes; is it binary?")
+        raise ValueError(f"{path} must be text, but it has zero bytes; is it a binary file?")
     if len(text) < LEAST_TEXT:
         raise ValueError(f"{path} must have at least {LEAST_TEXT:,} characters, got {len(text):,}")
     return path.name, text
 
 
 class Vocabulary:
-    """The characters of a text, most frequent first; those beyond `most` share the last place."""
+    """The characters of a text, most frequent first. Beyond `most`, the rare ones share the last place."""
 
-    def __init__(self, text: str, most: int = MOST_CHARACTERS):
+    def __init__(self, text: str, most: int = MOST_CHARACTERS) -> None:
         self.characters = [c for c, _ in Counter(text).most_common()]
         if len(self.characters) > most:
             self.characters[most - 1 :] = "\N{REPLACEMENT CHARACTER}"
         self._ids = {c: i for i, c in enumerate(self.characters)}
 
-    def __len__(self) -> int:
-        return len(self.characters)
-
     def encode(self, text: str) -> Ids:
-        """Return the ids [len(text)], int16."""
-        last = len(self) - 1
+        """Return the ids [len(text)]; a character that isn't in the vocabulary is taken as the last one."""
+        last = len(self.characters) - 1
         return np.array([self._ids.get(c, last) for c in text], np.int16)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """Return the text of some ids."""
         return "".join(self.characters[i] for i in ids)
 
 
 def batches(ids: Ids, B: int = BATCH, T: int = TIME) -> Iterator[Ids]:
-    """Yield [B, T + 1] without end: inputs [:, :-1], targets [:, 1:].
+    """Yield arrays [B, T + 1] without end: [:, :-1] are inputs, [:, 1:] the characters to guess.
 
-    B readers start at equal distances in the text and read on, round and round: row b of a batch continues row b of the batch
-    before, so the layer's final states are the next batch's initial ones.
+    B readers start at equal distances in the text and read on, round and round. So each row goes on where it
+    ended in the batch before, and the layer's final states are the initial states of the next batch.
     """
     start = np.arange(B)[:, None] * (len(ids) // B)
     while True:
@@ -115,91 +96,95 @@ def batches(ids: Ids, B: int = BATCH, T: int = TIME) -> Iterator[Ids]:
         start = start + T
 
 
-# ---- The model: a recurrent layer, a softmax head, Adam
+# ---- Model, loss, and Adam
 
 
 def cross_entropy(logits: Array, targets: Ids) -> tuple[float, Array]:
-    """Return the mean over N of -log softmax(logits)[target], in nats, and its gradient by the logits.
+    """Return the loss, the mean of -log softmax(logits)[target] in nats, and its gradient by the logits.
 
     Args:
-        logits: [N, V] float32.
-        targets: [N], the id that should be likely.
+        logits: [N, V].
+        targets: [N], ids.
     """
     n = np.arange(len(targets))
-    log_p = logits - logits.max(1, keepdims=True)
+    log_p = logits - logits.max(axis=1, keepdims=True)
     p = np.exp(log_p)
-    total = p.sum(1, keepdims=True)
-    log_p -= np.log(total)
-    p /= total
-    p[n, targets] -= 1  # d(-log p_target) / d logits = p - onehot(target)
-    return -float(log_p[n, targets].mean()), p / np.float32(len(targets))
+    total = p.sum(axis=1, keepdims=True)
+    loss = np.log(total).mean() - log_p[n, targets].mean()
+    dlogits = p / total
+    dlogits[n, targets] -= 1  # softmax(logits) - one_hot(target)
+    dlogits /= len(targets)
+    return float(loss), dlogits
 
 
 class Model:
-    """A recurrent layer over one-hot characters, and a head that gives the logits of the next character."""
+    """A recurrent layer over one-hot characters, and a head W [H, V], b [V]: the next character's logits."""
 
-    def __init__(self, cell: str, units: int, characters: int, seed: int):
-        rng = np.random.default_rng(seed)
-        self.one_hot = np.eye(characters, dtype=np.float32)  # row i is the vector of id i
-        self.layer = CELLS[cell].layer(units, return_sequences=True, return_state=True, seed=seed)
+    def __init__(self, cell: str, units: int, characters: int, seed: int) -> None:
+        self.layer = CELLS[cell](units, return_sequences=True, return_state=True, seed=seed)
         self.layer.build((None, None, characters))
-        W = rng.standard_normal((units, characters)) / math.sqrt(units)
-        self.weights = [*self.layer.get_weights(), W.astype(np.float32), np.zeros(characters, np.float32)]
+        self.one_hot = np.eye(characters, dtype=np.float32)  # row i stands for id i
+        W = np.random.default_rng(seed).standard_normal((units, characters), np.float32)
+        self.W, self.b = W / math.sqrt(units), np.zeros(characters, np.float32)
 
-    def update(self, weights: list[Array]) -> None:
-        """Take new weights: those of the layer, then W [H, V] and b [V] of the head."""
-        self.weights = weights
-        self.layer.set_weights(weights[:-2])
+    @property
+    def weights(self) -> list[Array]:
+        """The layer's weights, W, and b."""
+        return [*self.layer.get_weights(), self.W, self.b]
 
-    def loss(self, ids: Ids, states: list[Array] | None = None) -> tuple[float, list[Array]]:
-        """Return the loss of guessing ids[:, 1:] from what comes before, ids [B, T + 1], and the layer's final states."""
+    @weights.setter
+    def weights(self, weights: list[Array]) -> None:
+        *layer_weights, self.W, self.b = weights
+        self.layer.set_weights(layer_weights)
+
+    def loss(self, ids: Ids, states: list[Array] | None) -> tuple[float, list[Array]]:
+        """Return the loss of guessing ids [B, T + 1] from the second column on, and the final states."""
         y, *states = self.layer(self.one_hot[ids[:, :-1]], initial_state=states)
-        W, b = self.weights[-2:]
-        return cross_entropy(y.reshape(-1, len(W)) @ W + b, ids[:, 1:].ravel())[0], states
+        logits = y.reshape(-1, len(self.W)) @ self.W + self.b
+        return cross_entropy(logits, ids[:, 1:].ravel())[0], states
 
     def gradients(self, ids: Ids, states: list[Array] | None) -> tuple[float, list[Array], list[Array]]:
-        """Return the loss, its gradients in the order of `weights`, and the layer's final states."""
+        """Return what `loss` does, with the gradients of the loss by the weights in the middle."""
         (y, *states), tape = self.layer.forward(self.one_hot[ids[:, :-1]], initial_state=states)
-        W, b = self.weights[-2:]
-        y_rows = y.reshape(-1, len(W))  # [B, T, H] -> [B*T, H]
-        loss, dlogits = cross_entropy(y_rows @ W + b, ids[:, 1:].ravel())
-        dW, db, dy = y_rows.T @ dlogits, dlogits.sum(0), (dlogits @ W.T).reshape(y.shape)
-        grads = self.layer.backward([dy] + [None] * len(states), tape)  # no loss hangs on the final states: None
-        return loss, [*grads.weights, dW, db], states
+        rows = y.reshape(-1, len(self.W))  # [B*T, H]
+        loss, dlogits = cross_entropy(rows @ self.W + self.b, ids[:, 1:].ravel())
+        dy = (dlogits @ self.W.T).reshape(y.shape)
+        layer = self.layer.backward(
+            [dy] + [None] * len(states), tape
+        )  # None: the loss doesn't use the states
+        return loss, [*layer.weights, rows.T @ dlogits, dlogits.sum(axis=0)], states
 
     def step(self, i: int, states: list[Array] | None) -> tuple[Array, list[Array]]:
-        """Read one character; return the logits [V] of the next, and the layer's states."""
+        """Read one character; return the next one's logits [V], and the states."""
         y, states = self.layer.step(self.one_hot[i : i + 1], states)
-        W, b = self.weights[-2:]
-        return y[0] @ W + b, states
+        return y[0] @ self.W + self.b, states
 
 
 class Adam:
-    """Adam (Kingma and Ba, 2014, arXiv 1412.6980), after clipping the gradients to a global norm."""
+    """Adam (Kingma and Ba, 2014, arXiv 1412.6980) on gradients clipped to a global norm."""
 
-    def __init__(self, weights: list[Array], beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8):
-        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
-        self.m = [np.zeros_like(w) for w in weights]
-        self.v = [np.zeros_like(w) for w in weights]
-        self.steps = 0
+    def __init__(self, weights: list[Array], beta1: float = 0.9, beta2: float = 0.999) -> None:
+        self.beta1, self.beta2, self.steps = beta1, beta2, 0
+        self.means = [np.zeros_like(w) for w in weights]
+        self.squares = [np.zeros_like(w) for w in weights]
 
     def step(self, weights: list[Array], gradients: list[Array], rate: float) -> list[Array]:
-        """Return the new weights."""
+        """Return the weights after one step."""
         self.steps += 1
         norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients))
-        scale = min(1.0, CLIP_NORM / (norm + 1e-12))
+        clip = min(1.0, CLIP_NORM / max(norm, 1e-30))
         rate *= math.sqrt(1 - self.beta2**self.steps) / (1 - self.beta1**self.steps)
         new_weights = []
-        for w, g, m, v in zip(weights, gradients, self.m, self.v, strict=True):
-            g = g * scale
-            m += (1 - self.beta1) * (g - m)
-            v += (1 - self.beta2) * (g * g - v)
-            new_weights.append(w - rate * m / (np.sqrt(v) + self.epsilon))
+        for w, g, mean, square in zip(weights, gradients, self.means, self.squares, strict=True):
+            g = g * clip
+            mean += (1 - self.beta1) * (g - mean)
+            square += (1 - self.beta2) * (g * g - square)
+            new_weights.append(w - rate * mean / (np.sqrt(square) + 1e-8))
         return new_weights
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Return the rate for one of `steps` steps: up in a line over the first 5 %, then down along a cosine."""
+    """Return the rate of one of `steps` steps: up along a line for 5 %, then down along a cosine."""
     warm_up = math.ceil(steps / 20)
     if step < warm_up:
         return LEARNING_RATE * (step + 1) / warm_up
@@ -211,49 +196,141 @@ def learning_rate(step: int, steps: int) -> float:
 
 @dataclass
 class History:
-    """What `train` saw: the loss of every step, and (steps done, loss) of every validation, in bits per character."""
+    """The losses in bits per character: of each training step, and (steps done, loss) of each validation."""
 
     training: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
-    stopped: bool = False
-
-
-def validate(model: Model, ids: Ids) -> float:
-    """Return the loss over `ids`, read by up to 32 readers side by side, in bits per character."""
-    rows = max(1, min(32, len(ids) // (2 * TIME)))
-    ids = ids[: len(ids) // rows * rows].reshape(rows, -1)
-    total, states = 0.0, None
-    for t in range(0, ids.shape[1] - 1, TIME):  # in pieces, so that memory doesn't grow with the text
-        piece = ids[:, t : t + TIME + 1]
-        loss, states = model.loss(piece, states)
-        total += loss * (piece.shape[1] - 1)
-    return total / (ids.shape[1] - 1) / math.log(2)
+    stopped: bool = False  # by Ctrl-C
 
 
 def train(model: Model, training: Ids, validation: Ids, steps: int) -> History:
-    """Train for `steps` steps, or until Ctrl-C; print the losses ten times."""
+    """Train for `steps` steps or until Ctrl-C, and validate ten times and at the end."""
     adam, history, states = Adam(model.weights), History(), None
-    pause = max(1, steps // 10)
-    # A bar on a terminal; when piped to a file, only the ten lines.
-    with tqdm(zip(range(steps), batches(training)), total=steps, unit=" steps", leave=False, disable=None) as bar:
-        try:
-            for step, ids in bar:
+    pause = math.ceil(steps / 10)
+    try:
+        # The bar is drawn on a terminal only (disable=None).
+        with tqdm(total=steps, unit=" steps", leave=False, disable=None) as bar:
+            for step, ids in zip(range(steps), batches(training), strict=False):
                 loss, gradients, states = model.gradients(ids, states)
-                model.update(adam.step(model.weights, gradients, learning_rate(step, steps)))
+                model.weights = adam.step(model.weights, gradients, learning_rate(step, steps))
                 history.training.append(loss / math.log(2))
                 bar.set_postfix_str(f"{history.training[-1]:.2f} bits per character", refresh=False)
-                if (step + 1) % pause == 0 or step + 1 == steps:
+                bar.update()
+                for state in states:
+                    state[step % BATCH] = 0  # one row in turn forgets, so that the model learns to begin
+                if (step + 1) % pause == 0:
                     report(model, validation, history, pause)
-        except KeyboardInterrupt:
-            history.stopped = True
-    if history.stopped:
-        print(f"  stopped after {len(history.training)} steps")
+    except KeyboardInterrupt:
+        history.stopped = True
+        print(f"  stopped after {len(history.training):,} steps")
+    if not history.validation or history.validation[-1][0] < len(history.training):
         report(model, validation, history, pause)
     return history
 
 
 def report(model: Model, validation: Ids, history: History, pause: int) -> None:
-    """Validate, and print a line."""
-    step = len(history.training)
-    history.validation.append((step, validate(model, validation)))
-    ...
+    """Validate, and print the losses: in training the mean of the last `pause` steps."""
+    history.validation.append((len(history.training), validate(model, validation)))
+    step, bits = history.validation[-1]
+    mean = f"{np.mean(history.training[-pause:]):.3f}" if step else "    -"
+    tqdm.write(f"  step {step:6,}    training {mean}    validation {bits:.3f}    bits per character")
+
+
+def validate(model: Model, ids: Ids) -> float:
+    """Return the loss of guessing `ids`, in bits per character; up to 32 readers share them."""
+    rows = min(32, math.ceil(len(ids) / TIME))
+    ids = ids[: len(ids) // rows * rows].reshape(rows, -1)
+    total, guesses, states = 0.0, ids.shape[1] - 1, None
+    for t in range(0, guesses, TIME):
+        piece = ids[:, t : t + TIME + 1]
+        loss, states = model.loss(piece, states)
+        total += loss * (piece.shape[1] - 1)
+    return total / guesses / math.log(2)
+
+
+# ---- What comes of it
+
+
+def generate(model: Model, vocabulary: Vocabulary, length: int, temperature: float, seed: int) -> str:
+    """Return a text, its characters drawn one by one from softmax(logits / temperature), and read in turn."""
+    random = np.random.default_rng(seed)
+    states = None
+    for i in vocabulary.encode("\n\n"):  # where a paragraph begins
+        logits, states = model.step(i, states)
+    ids: list[int] = []
+    while len(ids) < length:
+        # argmax(logits / temperature + Gumbel noise) is such a draw (the Gumbel trick)
+        ids.append(int(np.argmax(logits + temperature * random.gumbel(size=len(logits)))))
+        logits, states = model.step(ids[-1], states)
+    return vocabulary.decode(ids)
+
+
+def plot(path: Path, history: History, title: str) -> None:
+    """Draw the learning curve, if matplotlib is there, and print where it is."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        print('No learning curve: matplotlib is not installed; run: pip install "fastrnn[demo]"')
+        return
+    steps = len(history.training)
+    window = max(1, steps // 50)
+    smooth = np.convolve(history.training, np.ones(window) / window, "valid")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(np.arange(steps) + 1, history.training, color="C0", alpha=0.25, linewidth=0.8)
+    axes.plot(np.arange(window, steps + 1), smooth, color="C0", label=f"training, mean of {window} steps")
+    axes.plot(*zip(*history.validation, strict=True), "o-", color="C1", label="validation")
+    axes.set(
+        title=title, xlabel="training steps", ylabel="bits per character", xlim=(0, None), ylim=(0, None)
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(path, format="png", dpi=120)
+    except OSError as error:
+        print(f"No learning curve: {error}")
+    else:
+        print(f"The learning curve is in {path} (--no-plot draws none).")
+
+
+# ---- The command
+
+
+def run(
+    name: str,
+    text: str,
+    *,
+    cell: str,
+    steps: int,
+    units: int,
+    seed: int,
+    temperature: float,
+    sample_length: int,
+    plot_path: Path | None,
+) -> History:
+    """Do what `fastrnn demo` does with a text called `name`, and return the losses."""
+    start = time.perf_counter()
+    vocabulary = Vocabulary(text)
+    ids, characters = vocabulary.encode(text), len(vocabulary.characters)
+    split = len(ids) * 9 // 10
+    model = Model(cell, units, characters, seed)
+    layer = f"{type(model.layer).__name__}({units})"
+    print(
+        f"text     {name}: {len(ids):,} characters, the last 10 % to validate\n"
+        f"model    {characters} different characters, {layer}, softmax: "
+        f"{sum(w.size for w in model.weights):,} parameters\n"
+        f"train    {steps:,} steps of {BATCH} x {TIME} characters, Adam, seed {seed}\n"
+        f"compute  {fastrnn.get_num_threads()} threads, {fastrnn.get_isa()}\n"
+    )
+    history = train(model, ids[:split], ids[split:][:MOST_VALIDATION], steps)
+    bits = history.validation[-1][1]
+    print(f"\nValidation: {bits:.3f} bits per character after {time.perf_counter() - start:.0f} s.\n")
+    if sample_length:
+        sample = generate(model, vocabulary, sample_length, temperature, seed)
+        print(f"A sample at temperature {temperature:g}:\n")
+        print(textwrap.indent(sample.strip("\n"), "    ") + "\n")
+    if plot_path is not None and history.training:
+        plot(plot_path, history, f"{layer} on {name}: {bits:.2f} bits per character")
+    if not history.stopped:
+        print_times(type(model.layer), units, (BATCH, TIME, characters))
+    return history

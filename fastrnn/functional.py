@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrnn import _core
-from fastrnn._core import Tape, Weights
+from fastrnn._core import Tape as Tape
+from fastrnn._core import Weights as Weights
 
 Array = NDArray[Any]
 States = Sequence[Array | None] | Array | None
@@ -89,9 +90,9 @@ def run_backward(dy: Array | Sequence[Array | None] | None, tape: Tape) -> Gradi
     return Gradients(*_core.backward(dy, tape))
 
 
-def run_step(weights: Weights, x: Array, states: States = None) -> tuple[Array, list[Array]]:
-    """Run one time step: x [B, I], states as for `initial_state`; returns h [B, H] and the new states."""
-    y, new_states = _core.step(weights, x, states)
+def run_step(weights: Weights, x_t: Array, states: States = None) -> tuple[Array, list[Array]]:
+    """Run one time step: x_t [B, I], states as for `initial_state`; returns h [B, H] and the new states."""
+    y, new_states = _core.step(weights, x_t, states)
     return y, list(new_states)
 
 

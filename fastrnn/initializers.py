@@ -14,13 +14,22 @@ import functools
 import inspect
 import math
 import reprlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["draw", "get", "glorot_uniform", "ones", "orthogonal", "serialize", "zeros"]
 
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+Initializer = Callable[..., Any]  # f(shape, dtype=...) -> array
+InitializerLike = str | dict[str, Any] | Initializer  # what `get` takes
 
-def zeros(shape, dtype="float32", rng=None):
+
+def zeros(shape: Shape, dtype: DTypeLike = "float32", rng: Generator | None = None) -> Array:
     """All zeros.
 
     Args:
@@ -37,7 +46,7 @@ def zeros(shape, dtype="float32", rng=None):
     return np.zeros(shape, dtype)
 
 
-def ones(shape, dtype="float32", rng=None):
+def ones(shape: Shape, dtype: DTypeLike = "float32", rng: Generator | None = None) -> Array:
     """All ones.
 
     Args:
@@ -54,7 +63,9 @@ def ones(shape, dtype="float32", rng=None):
     return np.ones(shape, dtype)
 
 
-def glorot_uniform(shape, dtype="float32", rng=None, *, seed=None):
+def glorot_uniform(
+    shape: Shape, dtype: DTypeLike = "float32", rng: Generator | None = None, *, seed: int | None = None
+) -> Array:
     """Uniform in [-limit, limit] with limit = sqrt(6 / (fan_in + fan_out)).
 
     For a kernel [I, G*H] the fans are I and G*H: the whole matrix counts, not one gate of it.
@@ -77,7 +88,14 @@ def glorot_uniform(shape, dtype="float32", rng=None, *, seed=None):
     return _uniform_of_variance(1.0 / max(1.0, (fan_in + fan_out) / 2.0), shape, dtype, _generator(rng, seed))
 
 
-def orthogonal(shape, dtype="float32", rng=None, *, gain=1.0, seed=None):
+def orthogonal(
+    shape: Shape,
+    dtype: DTypeLike = "float32",
+    rng: Generator | None = None,
+    *,
+    gain: float = 1.0,
+    seed: int | None = None,
+) -> Array:
     """Orthonormal rows or, where there are fewer, columns; uniform over all such matrices, times `gain`.
 
     Q of the QR decomposition of a normal matrix [max, min], each column times the sign of R's diagonal there.
@@ -117,13 +135,13 @@ def orthogonal(shape, dtype="float32", rng=None, *, gain=1.0, seed=None):
 
 
 _FUNCTIONS = (zeros, ones, glorot_uniform, orthogonal)
-_BY_NAME = {function.__name__: function for function in _FUNCTIONS}
+_BY_NAME: dict[str, Initializer] = {function.__name__: function for function in _FUNCTIONS}
 _CAMEL = {name: name.title().replace("_", "") for name in _BY_NAME}
 _ALIASES = {camel: _BY_NAME[name] for name, camel in _CAMEL.items()}
 _ALIASES |= {"zero": zeros, "one": ones, "OrthogonalInitializer": orthogonal}  # Keras' own
 
 
-def get(identifier):
+def get(identifier: InitializerLike) -> Initializer:
     """The initializer that `identifier` means, as `keras.initializers.get` finds it.
 
     Args:
@@ -146,17 +164,16 @@ def get(identifier):
         return _by_name(identifier)
     if isinstance(identifier, dict):
         return _from_config(identifier)
-    if inspect.isclass(identifier):
-        identifier = identifier()
-    if callable(identifier):
-        return identifier
+    function = identifier() if inspect.isclass(identifier) else identifier
+    if callable(function):
+        return function
     raise TypeError(
         "an initializer must be a name, a config or a callable f(shape, dtype=...), "
-        f"got {reprlib.repr(identifier)}; the known names are {_known()}"
+        f"got {reprlib.repr(function)}; the known names are {_known()}"
     )
 
 
-def serialize(initializer):
+def serialize(initializer: Initializer) -> str | dict[str, Any]:
     """What `get` turns back into `initializer`: JSON-able, and understood by Keras as well.
 
     Args:
@@ -186,7 +203,7 @@ def serialize(initializer):
     )
 
 
-def draw(initializer, shape, dtype, rng):
+def draw(initializer: Initializer, shape: Shape, dtype: str, rng: Generator) -> Any:
     """Calls an initializer: one of this module with `rng`, one of Keras' form `f(shape, dtype=...)` without.
 
     Args:
@@ -210,11 +227,11 @@ def draw(initializer, shape, dtype, rng):
     return initializer(shape, dtype=dtype, rng=rng)
 
 
-def _known():
+def _known() -> str:
     return ", ".join(f'"{name}"' for name in sorted(_BY_NAME))
 
 
-def _by_name(name):
+def _by_name(name: str) -> Initializer:
     function = _BY_NAME.get(name) or _ALIASES.get(name)
     if function is None:
         raise ValueError(
@@ -224,7 +241,7 @@ def _by_name(name):
     return function
 
 
-def _from_config(config):
+def _from_config(config: dict[str, Any]) -> Initializer:
     name, settings = config.get("class_name"), config.get("config") or {}
     if not isinstance(name, str) or not isinstance(settings, dict):
         raise ValueError(
@@ -248,14 +265,14 @@ def _from_config(config):
     return functools.partial(function, **settings) if settings else function
 
 
-def _generator(rng, seed):
+def _generator(rng: Generator | None, seed: int | None) -> Generator:
     """The generator to draw from: a seed of the initializer's own goes before the layer's generator."""
     if seed is not None:
         return np.random.default_rng(seed)
     return np.random.default_rng() if rng is None else rng
 
 
-def _fans(shape):
+def _fans(shape: Shape) -> tuple[int, int]:
     """(fan_in, fan_out) as keras.initializers computes them."""
     if len(shape) < 2:
         size = shape[0] if shape else 1
@@ -264,6 +281,6 @@ def _fans(shape):
     return shape[-2] * field, shape[-1] * field
 
 
-def _uniform_of_variance(variance, shape, dtype, rng):
+def _uniform_of_variance(variance: float, shape: Shape, dtype: DTypeLike, rng: Generator) -> Array:
     limit = math.sqrt(3.0 * variance)
     return rng.uniform(-limit, limit, shape).astype(dtype, copy=False)

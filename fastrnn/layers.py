@@ -18,18 +18,28 @@ its default; nothing is accepted and then ignored.
 from __future__ import annotations
 
 import inspect
-import numbers
 import operator
-import re
 import reprlib
 import threading
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy import ndarray
+from numpy.random import Generator
+from numpy.typing import ArrayLike
 
 from fastrnn import functional, initializers
+from fastrnn.arguments import CHECKS, SETTABLE, LayerDType, show
+from fastrnn.functional import Array
+from fastrnn.initializers import Initializer, InitializerLike, Shape
 
 __all__ = ["GRU", "LSTM", "SimpleRNN"]
+
+StatesLike = Sequence[ArrayLike | None] | ArrayLike  # one per state, or the one state there is
+Outputs = Array | Any  # y, or with return_state the tuple (y, h) or for LSTM (y, h, c)
+PartialShape = tuple[int | None, ...]
+Layer = TypeVar("Layer", bound="_Recurrent")
 
 
 class Tape:
@@ -40,12 +50,12 @@ class Tape:
 
     __slots__ = ("_core", "_layer", "_return_state")
 
-    def __init__(self, layer, core, return_state):
+    def __init__(self, layer: _Recurrent, core: functional.Tape, return_state: bool) -> None:
         self._layer = layer
         self._core = core
         self._return_state = return_state
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Tape of {self._layer!r}>"
 
 
@@ -57,23 +67,51 @@ class _Recurrent:
     """
 
     _gates: int
+    _states = 1
     _cell: str
 
-    def __init__(self, arguments):
+    # The arguments that all constructors have.
+    units: int
+    activation: str
+    use_bias: bool
+    kernel_initializer: Initializer
+    recurrent_initializer: Initializer
+    bias_initializer: Initializer
+    kernel_regularizer: None
+    recurrent_regularizer: None
+    bias_regularizer: None
+    activity_regularizer: None
+    kernel_constraint: None
+    recurrent_constraint: None
+    bias_constraint: None
+    dropout: float
+    recurrent_dropout: float
+    return_sequences: bool
+    return_state: bool
+    go_backwards: bool
+    stateful: bool
+    unroll: bool
+    seed: int | None
+    zero_output_for_mask: bool
+    trainable: bool
+    dtype: str
+    name: str
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
         # `arguments` are the locals() of the layer's own __init__, whose signature is the one list of them.
         self._where = type(self).__name__  # what error messages begin with
-        self._arguments = [name for name in arguments if name in _CHECKS]
+        self._arguments = [name for name in arguments if name in CHECKS]
         for name in self._arguments:
-            self.__dict__[name] = _CHECKS[name](self._where, name, arguments[name])
+            self.__dict__[name] = CHECKS[name](self._where, name, arguments[name])
         self._numpy_dtype = np.dtype(self.dtype)
         self._lock = threading.RLock()  # held while weights are replaced; reading takes none
-        self._arrays = None  # [kernel, recurrent_kernel, bias], read-only
-        self._packed = None  # the same as functional.Weights: what the kernels read
+        self._arrays: list[Array] | None = None  # kernel, recurrent_kernel, bias; read-only
+        self._packed: functional.Weights | None = None  # the same: what the kernels read
 
-    def __setattr__(self, name, value):
-        check = _CHECKS.get(name)
+    def __setattr__(self, name: str, value: Any) -> None:
+        check = CHECKS.get(name)
         if check is not None:
-            if name not in _SETTABLE:
+            if name not in SETTABLE:
                 raise AttributeError(
                     f"{self._where}: {name} cannot be changed after the layer is made, "
                     f"got {reprlib.repr(value)}; make a new layer with {self._where}({name}=...)"
@@ -83,7 +121,13 @@ class _Recurrent:
 
     # ---- calls
 
-    def __call__(self, x, initial_state=None, mask=None, training=False):
+    def __call__(
+        self,
+        x: ArrayLike,
+        initial_state: StatesLike | None = None,
+        mask: None = None,
+        training: bool | None = False,
+    ) -> Outputs:
         """Runs the layer over whole sequences.
 
         The first call makes the weights, for the number of features that x has.
@@ -107,12 +151,13 @@ class _Recurrent:
         """
         if mask is not None:
             self._refuse_mask()
-        if x.__class__ is not ndarray or x.dtype is not self._numpy_dtype or self._packed is None:
-            x = self._prepare(x, "x", "[batch, time, features]")
+        packed = self._packed
+        if x.__class__ is not ndarray or x.dtype is not self._numpy_dtype or packed is None:
+            x, packed = self._prepare(x, "x", "[batch, time, features]")
         if initial_state is not None:
             initial_state = self._prepare_states(initial_state, "initial_state")
         return functional.run(
-            self._packed,
+            packed,
             x,
             initial_state,
             return_sequences=self.return_sequences,
@@ -120,7 +165,13 @@ class _Recurrent:
             go_backwards=self.go_backwards,
         )
 
-    def forward(self, x, initial_state=None, mask=None, training=True):
+    def forward(
+        self,
+        x: ArrayLike,
+        initial_state: StatesLike | None = None,
+        mask: None = None,
+        training: bool | None = True,
+    ) -> tuple[Outputs, Tape]:
         """Runs the layer as a call does, and keeps what `backward` needs.
 
         Args:
@@ -135,12 +186,12 @@ class _Recurrent:
         """
         if mask is not None:
             self._refuse_mask()
-        x = self._prepare(x, "x", "[batch, time, features]")
+        x, packed = self._prepare(x, "x", "[batch, time, features]")
         if initial_state is not None:
             initial_state = self._prepare_states(initial_state, "initial_state")
         return_state = self.return_state
         outputs, core = functional.run_forward(
-            self._packed,
+            packed,
             x,
             initial_state,
             return_sequences=self.return_sequences,
@@ -149,7 +200,7 @@ class _Recurrent:
         )
         return outputs, Tape(self, core, return_state)
 
-    def backward(self, dy, tape):
+    def backward(self, dy: StatesLike, tape: Tape) -> functional.Gradients:
         """The gradients of a loss, from its gradient by what `forward` returned.
 
         Args:
@@ -176,13 +227,14 @@ class _Recurrent:
                 f"{self._where}: tape must come from this layer's own forward, got a tape of another layer "
                 f"({tape._layer!r}); call the backward of that layer"
             )
+        gradients: Any = dy  # with return_state, what is no list is refused below, by the core
         if not tape._return_state:
-            dy = self._floating(dy, "dy")
+            gradients = self._floating(dy, "dy")
         elif isinstance(dy, (list, tuple)):
-            dy = self._prepare_states(dy, "dy")
-        return functional.run_backward(dy, tape._core)
+            gradients = self._prepare_states(dy, "dy")
+        return functional.run_backward(gradients, tape._core)
 
-    def step(self, x_t, states=None):
+    def step(self, x_t: ArrayLike, states: StatesLike | None = None) -> tuple[Array, list[Array]]:
         """Runs one time step with the layer's weights, for data that arrives step by step.
 
         T steps give what one call gives; return_sequences, return_state and go_backwards have no say here.
@@ -197,15 +249,16 @@ class _Recurrent:
         Raises:
             As a call.
         """
-        if x_t.__class__ is not ndarray or x_t.dtype is not self._numpy_dtype or self._packed is None:
-            x_t = self._prepare(x_t, "x_t", "[batch, features]")
+        packed = self._packed
+        if x_t.__class__ is not ndarray or x_t.dtype is not self._numpy_dtype or packed is None:
+            x_t, packed = self._prepare(x_t, "x_t", "[batch, features]", ".step")
         if states is not None:
-            states = self._prepare_states(states, "states")
-        return functional.run_step(self._packed, x_t, states)
+            states = self._prepare_states(states, "states", ".step")
+        return functional.run_step(packed, x_t, states)
 
     # ---- weights
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         """Makes the weights, as the first call does by itself; does nothing on a layer built for this shape.
 
         Args:
@@ -215,67 +268,66 @@ class _Recurrent:
             ValueError: the shape has other than three entries or no number of features, or the layer was
                 built for another number.
         """
+        last: Any
         try:
-            shape = tuple(input_shape)
-            features = operator.index(shape[-1])
-        except (TypeError, IndexError):
-            shape, features = input_shape, -1
-        if features < 0 or len(shape) != 3:
+            _, _, last = input_shape
+            features = operator.index(last)
+        except (TypeError, ValueError):
+            features = -1
+        if features < 0:
             raise ValueError(
                 f"{self._where}: input_shape must be (batch, time, features) with an integer for features, "
                 f"got {reprlib.repr(input_shape)}; write for example build((None, None, 8))"
             )
         with self._lock:
-            if self._packed is None:
-                self._make_weights(features)
-        built_for = self._arrays[0].shape[0]
-        if features != built_for:
+            packed = self._packed or self._make_weights(features)
+        if features != packed.inputs:
             raise ValueError(
-                f"{self._where}: input_shape must have the {built_for} features that the layer was built "
+                f"{self._where}: input_shape must have the {packed.inputs} features that the layer was built "
                 f"for, got {features}; make a new layer for other inputs"
             )
 
     @property
-    def built(self):
+    def built(self) -> bool:
         """Whether the layer has its weights yet."""
         return self._packed is not None
 
     @property
-    def weights(self):
+    def weights(self) -> list[Array]:
         """A list of read-only arrays: kernel, recurrent_kernel, bias. Empty before the layer is built."""
         return list(self._arrays or ())
 
     @property
-    def trainable_weights(self):
+    def trainable_weights(self) -> list[Array]:
         """`weights`, or nothing when `trainable` is False."""
         return self.weights if self.trainable else []
 
     @property
-    def non_trainable_weights(self):
+    def non_trainable_weights(self) -> list[Array]:
         """`weights` when `trainable` is False, or nothing."""
         return [] if self.trainable else self.weights
 
     @property
-    def kernel(self):
+    def kernel(self) -> Array:
         """The input weights [I, G*H], read-only."""
         return self._built_arrays()[0]
 
     @property
-    def recurrent_kernel(self):
+    def recurrent_kernel(self) -> Array:
         """The recurrent weights [H, G*H], read-only."""
         return self._built_arrays()[1]
 
     @property
-    def bias(self):
+    def bias(self) -> Array | None:
         """The bias, read-only: [G*H], for GRU with reset_after [2, 3*H]. None without use_bias."""
         arrays = self._built_arrays()
         return arrays[2] if self.use_bias else None
 
-    def get_weights(self):
+    def get_weights(self) -> list[Array]:
         """Copies of the weights, in the order of `weights`."""
         return [array.copy() for array in self._arrays or ()]
 
-    def set_weights(self, weights):
+    def set_weights(self, weights: Iterable[ArrayLike]) -> None:
         """Replaces all weights, or none when there is an error. Calls that run meanwhile use the old ones.
 
         Args:
@@ -286,11 +338,7 @@ class _Recurrent:
             ValueError: the layer isn't built, or the number of arrays or a shape doesn't fit.
             TypeError: an array isn't floating.
         """
-        if self._arrays is None:
-            raise ValueError(
-                f"{self._where}: set_weights needs a layer with weights, got one that isn't built; "
-                "call build((None, None, features)) first"
-            )
+        features = self._weights_for("set_weights")[0].shape[0]
         try:
             given = list(weights)
         except TypeError:
@@ -298,34 +346,32 @@ class _Recurrent:
                 f"{self._where}: weights must be a list of arrays, got {type(weights).__name__}; "
                 "pass [kernel, recurrent_kernel, bias]"
             ) from None
-        expected = self._shapes(self._arrays[0].shape[0])
+        expected = self._shapes(features)
         if len(given) != len(expected):
             raise ValueError(
                 f"{self._where}: weights must be {len(expected)} arrays ({', '.join(expected)}), "
                 f"got {len(given)}; pass them as get_weights returns them"
             )
-        arrays = []
-        for value, (name, shape) in zip(given, expected.items(), strict=True):
-            arrays.append(self._weight(value, f"weights[{len(arrays)}] ({name})", shape))
+        arrays = [
+            self._weight(value, f"weights[{index}] ({name})", shape)
+            for index, (value, (name, shape)) in enumerate(zip(given, expected.items(), strict=True))
+        ]
         with self._lock:
             self._install(arrays)
 
-    def count_params(self):
+    def count_params(self) -> int:
         """How many numbers the weights hold.
 
         Raises:
             ValueError: the layer isn't built.
         """
-        if self._arrays is None:
-            raise ValueError(
-                f"{self._where}: count_params needs a layer with weights, got one that isn't built; "
-                "call build((None, None, features)) first"
-            )
-        return sum(array.size for array in self._arrays)
+        return sum(array.size for array in self._weights_for("count_params"))
 
     # ---- description
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: Sequence[int | None]
+    ) -> PartialShape | tuple[PartialShape, ...]:
         """The shape of what a call returns.
 
         Args:
@@ -335,10 +381,10 @@ class _Recurrent:
             The shape of y; with return_state a tuple of the shapes of y and of each state.
         """
         batch, time, _ = input_shape
-        y = (batch, time, self.units) if self.return_sequences else (batch, self.units)
+        y: PartialShape = (batch, time, self.units) if self.return_sequences else (batch, self.units)
         return (y, *[(batch, self.units)] * self._states) if self.return_state else y
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as a JSON-able dict, for `from_config` here or of Keras' layer.
 
         Raises:
@@ -350,27 +396,27 @@ class _Recurrent:
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls: type[Layer], config: dict[str, Any]) -> Layer:
         """A new layer, without weights, from what `get_config` returned here or in Keras."""
         return cls(**config)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         parameters = inspect.signature(type(self)).parameters
         words = [str(self.units)]
         for name in self._arguments[1:]:
             value, parameter = getattr(self, name), parameters.get(name)
-            if parameter is None or value != _CHECKS[name](self._where, name, parameter.default):
-                words.append(f"{name}={_show(value)}")
+            if parameter is None or value != CHECKS[name](self._where, name, parameter.default):
+                words.append(f"{name}={show(value)}")
         text = f"{self._where}({', '.join(words)})"
-        if self._arrays is not None:
-            shapes = self._shapes(self._arrays[0].shape[0])
+        if self._packed is not None:
+            shapes = self._shapes(self._packed.inputs)
             text += " with " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         return text
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_packed")}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.RLock()
         self._packed = None
@@ -379,23 +425,21 @@ class _Recurrent:
 
     # ---- inside
 
-    _states = 1
-
-    def _bias_shape(self):
+    def _bias_shape(self) -> Shape:
         return (self._gates * self.units,)
 
-    def _initial_bias(self, rng):
+    def _initial_bias(self, rng: Generator) -> Array:
         return self._draw("bias_initializer", self._bias_shape(), rng)
 
-    def _shapes(self, features):
+    def _shapes(self, features: int) -> dict[str, Shape]:
         """The names and shapes of the weights, in Keras' order."""
         columns = self._gates * self.units
-        shapes = {"kernel": (features, columns), "recurrent_kernel": (self.units, columns)}
+        shapes: dict[str, Shape] = {"kernel": (features, columns), "recurrent_kernel": (self.units, columns)}
         if self.use_bias:
             shapes["bias"] = self._bias_shape()
         return shapes
 
-    def _make_weights(self, features):
+    def _make_weights(self, features: int) -> functional.Weights:
         """Draws the weights, each from a stream of its own: the size of one has no say in another."""
         streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self.seed).spawn(3)]
         shapes = self._shapes(features)
@@ -405,13 +449,13 @@ class _Recurrent:
         ]
         if self.use_bias:
             arrays.append(self._initial_bias(streams[2]))
-        self._install(arrays)
+        return self._install(arrays)
 
-    def _draw(self, argument, shape, rng):
+    def _draw(self, argument: str, shape: Shape, rng: Generator) -> Array:
         drawn = initializers.draw(getattr(self, argument), shape, self.dtype, rng)
         return self._weight(drawn, f"what {argument} returns", shape)
 
-    def _weight(self, value, what, shape):
+    def _weight(self, value: Any, what: str, shape: Shape) -> Array:
         """A copy of `value` in the layer's dtype, after a check of its shape."""
         array = self._floating(value, what)
         if array.shape != shape:
@@ -421,7 +465,7 @@ class _Recurrent:
             )
         return np.array(array, order="C")
 
-    def _install(self, arrays):
+    def _install(self, arrays: list[Array]) -> functional.Weights:
         """Makes `arrays` the weights. Every reader reads one attribute once, so that it needs no lock."""
         for array in arrays:
             array.flags.writeable = False
@@ -429,27 +473,38 @@ class _Recurrent:
         packed = functional.Weights(self._cell, kernel, recurrent_kernel, *bias, name=self._where)
         self._arrays = arrays
         self._packed = packed
+        return packed
 
-    def _built_arrays(self):
+    def _weights_for(self, method: str) -> list[Array]:
+        if self._arrays is None:
+            raise ValueError(
+                f"{self._where}: {method} needs a layer with weights, got one that isn't built; "
+                "call build((None, None, features)) first"
+            )
+        return self._arrays
+
+    def _built_arrays(self) -> list[Array]:
         if self._arrays is None:
             raise AttributeError(
                 f"{self._where}: the layer has no weights yet; call it or build((None, None, features))"
             )
         return self._arrays
 
-    def _prepare(self, x, what, axes):
-        """x in the layer's dtype; builds the layer if need be. The shape is checked below, by the core."""
-        x = self._floating(x, what)
-        if self._packed is None:  # no weights, so no core object that could check
-            if x.ndim != axes.count(",") + 1:
-                advice = "; add a time axis with x[:, None, :]" if what == "x" and x.ndim == 2 else ""
-                raise ValueError(f"{self._where}: {what} must have shape {axes}, got {x.shape}{advice}")
+    def _prepare(self, x: Any, what: str, axes: str, method: str = "") -> tuple[Array, functional.Weights]:
+        """x in the layer's dtype, and the weights, made if need be. x's shape is checked below, by the core."""
+        array = self._floating(x, what, method)
+        packed = self._packed
+        if packed is None:  # no core object that could check
+            if array.ndim != axes.count(",") + 1:
+                advice = "; add a time axis with x[:, None, :]" if what == "x" and array.ndim == 2 else ""
+                raise ValueError(
+                    f"{self._where}{method}: {what} must have shape {axes}, got {array.shape}{advice}"
+                )
             with self._lock:
-                if self._packed is None:
-                    self._make_weights(x.shape[-1])
-        return x
+                packed = self._packed or self._make_weights(array.shape[-1])
+        return array, packed
 
-    def _prepare_states(self, states, what):
+    def _prepare_states(self, states: Any, what: str, method: str = "") -> Sequence[Array | None]:
         """The states as a list of arrays in the layer's dtype, None where there is None."""
         if not isinstance(states, (list, tuple)):
             states = (states,)
@@ -460,34 +515,34 @@ class _Recurrent:
         else:
             return states
         return [
-            None if state is None else self._floating(state, f"{what}[{index}]")
+            None if state is None else self._floating(state, f"{what}[{index}]", method)
             for index, state in enumerate(states)
         ]
 
-    def _floating(self, value, what):
+    def _floating(self, value: Any, what: str, method: str = "") -> Array:
         """`value` as an array of the layer's dtype; no copy if it is one."""
         if value.__class__ is ndarray and value.dtype is self._numpy_dtype:
             return value
         if isinstance(value, np.ma.MaskedArray):
             raise TypeError(
-                f"{self._where}: {what} must be a plain array, got a masked array; "
+                f"{self._where}{method}: {what} must be a plain array, got a masked array; "
                 "fill it with numpy.ma.filled(...)"
             )
         try:
             array = np.asarray(value)
         except ValueError as error:
             raise ValueError(
-                f"{self._where}: {what} must be an array, got a {type(value).__name__} that NumPy makes none "
+                f"{self._where}{method}: {what} must be an array, got a {type(value).__name__} that NumPy makes none "
                 f"of ({error}); give all rows one length"
             ) from None
         if array.dtype.kind != "f":
             raise TypeError(
-                f"{self._where}: {what} must be a floating array, got {array.dtype}; "
+                f"{self._where}{method}: {what} must be a floating array, got {array.dtype}; "
                 f'convert it with {_argument_name(what)}.astype("{self.dtype}")'
             )
         return array.astype(self._numpy_dtype, copy=False)
 
-    def _refuse_mask(self):
+    def _refuse_mask(self) -> None:
         raise NotImplementedError(
             f"{self._where}: mask is not supported yet; leave it out, or cut the padding off"
         )
@@ -538,33 +593,33 @@ class SimpleRNN(_Recurrent):
 
     def __init__(
         self,
-        units,
-        activation="tanh",
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        recurrent_initializer="orthogonal",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        recurrent_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        recurrent_constraint=None,
-        bias_constraint=None,
-        dropout=0.0,
-        recurrent_dropout=0.0,
-        return_sequences=False,
-        return_state=False,
-        go_backwards=False,
-        stateful=False,
-        unroll=False,
-        seed=None,
+        units: int,
+        activation: str = "tanh",
+        use_bias: bool = True,
+        kernel_initializer: InitializerLike = "glorot_uniform",
+        recurrent_initializer: InitializerLike = "orthogonal",
+        bias_initializer: InitializerLike = "zeros",
+        kernel_regularizer: None = None,
+        recurrent_regularizer: None = None,
+        bias_regularizer: None = None,
+        activity_regularizer: None = None,
+        kernel_constraint: None = None,
+        recurrent_constraint: None = None,
+        bias_constraint: None = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        seed: int | None = None,
         *,
-        zero_output_for_mask=False,
-        trainable=True,
-        dtype=None,
-        name=None,
-    ):
+        zero_output_for_mask: bool = False,
+        trainable: bool = True,
+        dtype: LayerDType = None,
+        name: str | None = None,
+    ) -> None:
         super().__init__(locals())
 
 
@@ -619,44 +674,48 @@ class LSTM(_Recurrent):
     """
 
     _gates = 4
-    _cell = "lstm"
     _states = 2
+    _cell = "lstm"
+
+    recurrent_activation: str
+    unit_forget_bias: bool
+    use_cudnn: Literal["auto", False]
 
     def __init__(
         self,
-        units,
-        activation="tanh",
-        recurrent_activation="sigmoid",
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        recurrent_initializer="orthogonal",
-        bias_initializer="zeros",
-        unit_forget_bias=True,
-        kernel_regularizer=None,
-        recurrent_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        recurrent_constraint=None,
-        bias_constraint=None,
-        dropout=0.0,
-        recurrent_dropout=0.0,
-        seed=None,
-        return_sequences=False,
-        return_state=False,
-        go_backwards=False,
-        stateful=False,
-        unroll=False,
-        use_cudnn="auto",
+        units: int,
+        activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
+        use_bias: bool = True,
+        kernel_initializer: InitializerLike = "glorot_uniform",
+        recurrent_initializer: InitializerLike = "orthogonal",
+        bias_initializer: InitializerLike = "zeros",
+        unit_forget_bias: bool = True,
+        kernel_regularizer: None = None,
+        recurrent_regularizer: None = None,
+        bias_regularizer: None = None,
+        activity_regularizer: None = None,
+        kernel_constraint: None = None,
+        recurrent_constraint: None = None,
+        bias_constraint: None = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        use_cudnn: Literal["auto", False] = "auto",
         *,
-        zero_output_for_mask=False,
-        trainable=True,
-        dtype=None,
-        name=None,
-    ):
+        zero_output_for_mask: bool = False,
+        trainable: bool = True,
+        dtype: LayerDType = None,
+        name: str | None = None,
+    ) -> None:
         super().__init__(locals())
 
-    def _initial_bias(self, rng):
+    def _initial_bias(self, rng: Generator) -> Array:
         if not self.unit_forget_bias:
             return super()._initial_bias(rng)
         h = self.units
@@ -718,210 +777,50 @@ class GRU(_Recurrent):
 
     _gates = 3
 
+    recurrent_activation: str
+    reset_after: bool
+    use_cudnn: Literal["auto", False]
+
     def __init__(
         self,
-        units,
-        activation="tanh",
-        recurrent_activation="sigmoid",
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        recurrent_initializer="orthogonal",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        recurrent_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        recurrent_constraint=None,
-        bias_constraint=None,
-        dropout=0.0,
-        recurrent_dropout=0.0,
-        seed=None,
-        return_sequences=False,
-        return_state=False,
-        go_backwards=False,
-        stateful=False,
-        unroll=False,
-        reset_after=True,
-        use_cudnn="auto",
+        units: int,
+        activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
+        use_bias: bool = True,
+        kernel_initializer: InitializerLike = "glorot_uniform",
+        recurrent_initializer: InitializerLike = "orthogonal",
+        bias_initializer: InitializerLike = "zeros",
+        kernel_regularizer: None = None,
+        recurrent_regularizer: None = None,
+        bias_regularizer: None = None,
+        activity_regularizer: None = None,
+        kernel_constraint: None = None,
+        recurrent_constraint: None = None,
+        bias_constraint: None = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        reset_after: bool = True,
+        use_cudnn: Literal["auto", False] = "auto",
         *,
-        zero_output_for_mask=False,
-        trainable=True,
-        dtype=None,
-        name=None,
-    ):
+        zero_output_for_mask: bool = False,
+        trainable: bool = True,
+        dtype: LayerDType = None,
+        name: str | None = None,
+    ) -> None:
         super().__init__(locals())
+        self._cell = "gru" if self.reset_after else "gru_reset_before"
 
-    @property
-    def _cell(self):
-        return "gru" if self.reset_after else "gru_reset_before"
-
-    def _bias_shape(self):
-        return (2, 3 * self.units) if self.reset_after else (3 * self.units,)
+    def _bias_shape(self) -> Shape:
+        row = super()._bias_shape()
+        return (2, *row) if self.reset_after else row
 
 
-# ---- the constructor's arguments: what each must be
-
-# The names that Keras knows: the difference between a typing error and what fastrnn doesn't have yet.
-_KERAS_ACTIVATIONS = frozenset(
-    """celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu
-    linear log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign
-    sparse_plus sparse_sigmoid sparsemax squareplus swish tanh tanh_shrink threshold""".split()
-)
-
-
-def _must(where, argument, what, value, advice):
-    return f"{where}: {argument} must be {what}, got {reprlib.repr(value)}; {advice}"
-
-
-def _not_supported(where, argument, value, default):
-    return NotImplementedError(
-        f"{where}: {argument}={reprlib.repr(value)} is not supported yet; leave it at {default!r}"
-    )
-
-
-def _flag(where, argument, value):
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(_must(where, argument, "True or False", value, "write bool(...) around it"))
-    return bool(value)
-
-
-def _no_flag_yet(where, argument, value):
-    if _flag(where, argument, value):
-        raise _not_supported(where, argument, value, False)
-    return False
-
-
-def _nothing_yet(where, argument, value):
-    if value is not None:
-        raise _not_supported(where, argument, value, None)
-
-
-def _integer(where, argument, value, what, least):
-    """`value` as an int of at least `least`; True and 3.0 are no ints."""
-    try:
-        integer = operator.index(value)
-    except TypeError:
-        integer = None
-    if integer is None or isinstance(value, (bool, np.bool_)):
-        raise TypeError(_must(where, argument, what, value, "pass an int"))
-    if integer < least:
-        raise ValueError(_must(where, argument, what, value, f"pass {least} or more"))
-    return integer
-
-
-def _units(where, argument, value):
-    return _integer(where, argument, value, "a positive integer", 1)
-
-
-def _seed(where, argument, value):
-    return None if value is None else _integer(where, argument, value, "None or a non-negative integer", 0)
-
-
-def _activation(only):
-    def check(where, argument, value):
-        if isinstance(value, str) and value == only:
-            return value
-        if value is None or callable(value) or (isinstance(value, str) and value in _KERAS_ACTIVATIONS):
-            raise _not_supported(where, argument, value, only)
-        error = ValueError if isinstance(value, str) else TypeError
-        raise error(_must(where, argument, "the name of an activation", value, f'use "{only}"'))
-
-    return check
-
-
-def _initializer(where, argument, value):
-    try:
-        return initializers.get(value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{where}: {argument}: {error}") from None
-
-
-def _rate_not_yet(where, argument, value):
-    what = "a number from 0 to 1"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(_must(where, argument, what, value, "pass a float"))
-    if not 0 <= value <= 1:
-        raise ValueError(_must(where, argument, what, value, "it is a fraction"))
-    if value:
-        raise _not_supported(where, argument, value, 0.0)
-    return 0.0
-
-
-def _cudnn(where, argument, value):
-    if value is False or (isinstance(value, str) and value == "auto"):
-        return value
-    raise ValueError(_must(where, argument, '"auto" or False', value, "there is no GPU here"))
-
-
-def _dtype(where, argument, value):
-    """The dtype's name, of a name, a NumPy dtype or type, or a DTypePolicy of Keras or its config."""
-    if value is None:
-        return "float32"
-    name = value
-    if isinstance(value, dict) and isinstance(value.get("config"), dict):
-        name = value["config"].get("name")
-    elif not isinstance(value, str):
-        name = getattr(value, "name", None) or getattr(value, "__name__", None)
-    if name in ("float32", "float64"):
-        return name
-    if name in ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16"):
-        raise _not_supported(where, argument, name, "float32")
-    raise ValueError(_must(where, argument, '"float32" or "float64"', value, "use one of these"))
-
-
-def _name(where, argument, value):
-    if value is None:
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", where).lower()
-    if not isinstance(value, str) or "/" in value:
-        error = ValueError if isinstance(value, str) else TypeError
-        raise error(_must(where, argument, 'a str without "/"', value, "choose another name"))
-    return value
-
-
-_CHECKS = {
-    "units": _units,
-    "activation": _activation("tanh"),
-    "recurrent_activation": _activation("sigmoid"),
-    "use_bias": _flag,
-    "kernel_initializer": _initializer,
-    "recurrent_initializer": _initializer,
-    "bias_initializer": _initializer,
-    "unit_forget_bias": _flag,
-    "kernel_regularizer": _nothing_yet,
-    "recurrent_regularizer": _nothing_yet,
-    "bias_regularizer": _nothing_yet,
-    "activity_regularizer": _nothing_yet,
-    "kernel_constraint": _nothing_yet,
-    "recurrent_constraint": _nothing_yet,
-    "bias_constraint": _nothing_yet,
-    "dropout": _rate_not_yet,
-    "recurrent_dropout": _rate_not_yet,
-    "seed": _seed,
-    "return_sequences": _flag,
-    "return_state": _flag,
-    "go_backwards": _flag,
-    "stateful": _no_flag_yet,
-    "unroll": _flag,
-    "reset_after": _flag,
-    "use_cudnn": _cudnn,
-    "zero_output_for_mask": _no_flag_yet,
-    "trainable": _flag,
-    "dtype": _dtype,
-    "name": _name,
-}
-# What may be changed on a layer, as in Keras: how it is called, not what it is.
-_SETTABLE = {"return_sequences", "return_state", "go_backwards", "unroll", "trainable"}
-
-
-def _show(value):
-    """An argument's value in a layer's repr."""
-    try:
-        return repr(initializers.serialize(value)) if callable(value) else repr(value)
-    except TypeError:
-        return getattr(value, "__name__", None) or repr(value)
-
-
-def _argument_name(what):
+def _argument_name(what: str) -> str:
     """The variable that an error message speaks of: weights[0] of "weights[0] (kernel)"."""
     return "it" if what.startswith("what ") else what.split(" ")[0]

@@ -26,7 +26,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy import ndarray, tanh
+from numpy import tanh
+from numpy.typing import NDArray
 
 __all__ = [
     "Gradients",
@@ -38,32 +39,35 @@ __all__ = [
     "simple_rnn_forward",
 ]
 
-States = Sequence[ndarray | None] | None
+Array = NDArray[np.floating[Any]]
+Arrays = tuple[Array, ...]
+States = Sequence[Array | None] | None
 split, join = partial(np.split, axis=1), partial(np.concatenate, axis=1)  # gates side by side: [B, G*H]
 
 
 class Gradients(NamedTuple):
     """Gradients of the loss, shaped as what they are named after; without a bias `weights` has two items."""
 
-    x: ndarray
-    weights: list[ndarray]
-    initial_state: list[ndarray]
+    x: Array
+    weights: list[Array]
+    initial_state: list[Array]
 
 
 # ---- Activations; the derivatives are written in terms of the output y ----
 
 
-def sigmoid(a: ndarray) -> ndarray:
+def sigmoid(a: Array) -> Array:
     """y = 1 / (1 + exp(-a)), from exp(-|a|): nothing overflows, a small y keeps its digits, NaN stays NaN."""
     e = np.exp(-np.abs(a))
-    return np.where(a < 0, e, 1) / (1 + e)
+    y: Array = np.where(a < 0, e, 1) / (1 + e)
+    return y
 
 
-def sigmoid_backward(dy: ndarray, y: ndarray) -> ndarray:
+def sigmoid_backward(dy: Array, y: Array) -> Array:
     return dy * y * (1 - y)
 
 
-def tanh_backward(dy: ndarray, y: ndarray) -> ndarray:
+def tanh_backward(dy: Array, y: Array) -> Array:
     return dy * (1 - y * y)
 
 
@@ -73,8 +77,8 @@ def tanh_backward(dy: ndarray, y: ndarray) -> ndarray:
 class _Cell(NamedTuple):
     states: int  # 1: h; 2: h, c
     bias_rows: int  # 1: b = b_x; 2: b = b_x, b_h
-    step: Callable[..., Any]
-    step_backward: Callable[..., Any]
+    step: Callable[..., tuple[Arrays, Arrays]]
+    step_backward: Callable[..., tuple[Array, Arrays, Arrays]]
 
 
 @dataclass(frozen=True)
@@ -82,22 +86,32 @@ class _Tape:
     """What backward needs of forward. It refers to the caller's x and weights: don't change them before."""
 
     cell: _Cell
-    x: ndarray
-    W: ndarray
-    recurrent: list[ndarray]
+    x: Array
+    W: Array
+    recurrent: list[Array]
     bias_shape: tuple[int, ...] | None
     order: list[tuple[int, int]]  # (k, t): step k reads x[:, t]
-    saved: list[tuple[ndarray, ...]]  # per step k
+    saved: list[Arrays]  # per step k
     return_sequences: bool
     return_state: bool
 
 
-def _or_zeros(values: Sequence[ndarray | None], shape: tuple[int, int], dtype: np.dtype) -> list[ndarray]:
+def _or_zeros(values: Sequence[Array | None], shape: tuple[int, int], dtype: np.dtype[Any]) -> list[Array]:
     """Copies of the arrays, zeros for those that are None."""
     return [np.zeros(shape, dtype) if v is None else np.array(v) for v in values]
 
 
-def _forward(cell, x, W, U, b, initial_state, return_sequences, return_state, go_backwards):
+def _forward(
+    cell: _Cell,
+    x: Array,
+    W: Array,
+    U: Array,
+    b: Array | None,
+    initial_state: States,
+    return_sequences: bool,
+    return_state: bool,
+    go_backwards: bool,
+) -> tuple[Any, _Tape]:
     (B, T, _), H = x.shape, len(U)
     b_x, *b_h = np.zeros((cell.bias_rows, W.shape[1]), x.dtype) if b is None else np.atleast_2d(b)
     recurrent = [U, *b_h]
@@ -117,7 +131,7 @@ def _forward(cell, x, W, U, b, initial_state, return_sequences, return_state, go
     return outputs, _Tape(cell, x, W, recurrent, bias_shape, order, saved, return_sequences, return_state)
 
 
-def _backward(dy, tape):
+def _backward(dy: Any, tape: _Tape) -> Gradients:
     cell, x, W, recurrent = tape.cell, tape.x, tape.W, tape.recurrent
     (B, T, _), H = x.shape, len(recurrent[0])
     dy, *dstates = dy if tape.return_state else [dy] + [None] * cell.states
@@ -145,12 +159,12 @@ def _backward(dy, tape):
 # ---- SimpleRNN ----
 
 
-def simple_rnn_step(a_x, h_prev, U):
+def simple_rnn_step(a_x: Array, h_prev: Array, U: Array) -> tuple[Arrays, Arrays]:
     h = tanh(a_x + h_prev @ U)
     return (h,), (h_prev, h)
 
 
-def simple_rnn_step_backward(dh, saved, U):
+def simple_rnn_step_backward(dh: Array, saved: Arrays, U: Array) -> tuple[Array, Arrays, Arrays]:
     h_prev, h = saved
     da = tanh_backward(dh, h)  # h = tanh(a)
     dh_prev, dU = da @ U.T, h_prev.T @ da  # a = a_x + h_prev @ U
@@ -161,10 +175,10 @@ _RNN = _Cell(1, 1, simple_rnn_step, simple_rnn_step_backward)
 
 
 def simple_rnn_forward(
-    x: ndarray,
-    kernel: ndarray,
-    recurrent_kernel: ndarray,
-    bias: ndarray | None = None,
+    x: Array,
+    kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array | None = None,
     *,
     initial_state: States = None,
     return_sequences: bool = False,
@@ -204,7 +218,7 @@ def simple_rnn_forward(
     )
 
 
-def simple_rnn_backward(dy: ndarray | Sequence[ndarray | None], tape: _Tape) -> Gradients:
+def simple_rnn_backward(dy: Array | Sequence[Array | None], tape: _Tape) -> Gradients:
     """Gradients of simple_rnn_forward.
 
     Args:
@@ -220,7 +234,7 @@ def simple_rnn_backward(dy: ndarray | Sequence[ndarray | None], tape: _Tape) -> 
 # ---- LSTM ----
 
 
-def lstm_step(a_x, h_prev, c_prev, U):
+def lstm_step(a_x: Array, h_prev: Array, c_prev: Array, U: Array) -> tuple[Arrays, Arrays]:
     a = a_x + h_prev @ U
     a_i, a_f, a_g, a_o = split(a, 4)
     i, f, g, o = sigmoid(a_i), sigmoid(a_f), tanh(a_g), sigmoid(a_o)
@@ -230,14 +244,15 @@ def lstm_step(a_x, h_prev, c_prev, U):
     return (h, c), (h_prev, c_prev, i, f, g, o, tanh_c)
 
 
-def lstm_step_backward(dh, dc, saved, U):
+def lstm_step_backward(dh: Array, dc: Array, saved: Arrays, U: Array) -> tuple[Array, Arrays, Arrays]:
     h_prev, c_prev, i, f, g, o, tanh_c = saved
     do, dtanh_c = dh * tanh_c, dh * o  # h = o * tanh_c
     dc = dc + tanh_backward(dtanh_c, tanh_c)  # tanh_c = tanh(c)
     df, dc_prev, di, dg = dc * c_prev, dc * f, dc * g, dc * i  # c = f * c_prev + i * g
     # i, f, g, o = sigmoid(a_i), sigmoid(a_f), tanh(a_g), sigmoid(a_o)
-    da = [sigmoid_backward(di, i), sigmoid_backward(df, f), tanh_backward(dg, g), sigmoid_backward(do, o)]
-    da = join(da)  # a_i, a_f, a_g, a_o = split(a, 4)
+    da_i, da_f = sigmoid_backward(di, i), sigmoid_backward(df, f)
+    da_g, da_o = tanh_backward(dg, g), sigmoid_backward(do, o)
+    da = join([da_i, da_f, da_g, da_o])  # a_i, a_f, a_g, a_o = split(a, 4)
     dh_prev, dU = da @ U.T, h_prev.T @ da  # a = a_x + h_prev @ U
     return da, (dh_prev, dc_prev), (dU,)
 
@@ -246,10 +261,10 @@ _LSTM = _Cell(2, 1, lstm_step, lstm_step_backward)
 
 
 def lstm_forward(
-    x: ndarray,
-    kernel: ndarray,
-    recurrent_kernel: ndarray,
-    bias: ndarray | None = None,
+    x: Array,
+    kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array | None = None,
     *,
     initial_state: States = None,
     return_sequences: bool = False,
@@ -278,7 +293,7 @@ def lstm_forward(
     )
 
 
-def lstm_backward(dy: ndarray | Sequence[ndarray | None], tape: _Tape) -> Gradients:
+def lstm_backward(dy: Array | Sequence[Array | None], tape: _Tape) -> Gradients:
     """Gradients of lstm_forward. As simple_rnn_backward; with return_state dy is a list [dy, dh, dc]."""
     return _backward(dy, tape)
 
@@ -286,15 +301,15 @@ def lstm_backward(dy: ndarray | Sequence[ndarray | None], tape: _Tape) -> Gradie
 # ---- GRU ----
 
 
-def gru_mix(z, n, h_prev):
+def gru_mix(z: Array, n: Array, h_prev: Array) -> Array:
     return z * h_prev + (1 - z) * n
 
 
-def gru_mix_backward(dh, z, n, h_prev):
+def gru_mix_backward(dh: Array, z: Array, n: Array, h_prev: Array) -> tuple[Array, Array, Array]:
     return dh * (h_prev - n), dh * (1 - z), dh * z  # dz, dn, dh_prev
 
 
-def gru_step(a_x, h_prev, U, b_h):
+def gru_step(a_x: Array, h_prev: Array, U: Array, b_h: Array) -> tuple[Arrays, Arrays]:
     a_h = h_prev @ U + b_h
     (x_z, x_r, x_n), (h_z, h_r, h_n) = split(a_x, 3), split(a_h, 3)
     z, r = sigmoid(x_z + h_z), sigmoid(x_r + h_r)
@@ -302,7 +317,7 @@ def gru_step(a_x, h_prev, U, b_h):
     return (gru_mix(z, n, h_prev),), (h_prev, z, r, n, h_n)
 
 
-def gru_step_backward(dh, saved, U, b_h):
+def gru_step_backward(dh: Array, saved: Arrays, U: Array, b_h: Array) -> tuple[Array, Arrays, Arrays]:
     h_prev, z, r, n, h_n = saved
     dz, dn, dh_prev = gru_mix_backward(dh, z, n, h_prev)
     da_n = tanh_backward(dn, n)
@@ -315,7 +330,7 @@ def gru_step_backward(dh, saved, U, b_h):
     return da_x, (dh_prev,), (dU, db_h)
 
 
-def gru_reset_before_step(a_x, h_prev, U):
+def gru_reset_before_step(a_x: Array, h_prev: Array, U: Array) -> tuple[Arrays, Arrays]:
     (U_zr, U_n), (x_zr, x_n) = split(U, [2 * len(U)]), split(a_x, [2 * len(U)])
     z, r = split(sigmoid(x_zr + h_prev @ U_zr), 2)
     rh = r * h_prev
@@ -323,7 +338,7 @@ def gru_reset_before_step(a_x, h_prev, U):
     return (gru_mix(z, n, h_prev),), (h_prev, z, r, n, rh)
 
 
-def gru_reset_before_step_backward(dh, saved, U):
+def gru_reset_before_step_backward(dh: Array, saved: Arrays, U: Array) -> tuple[Array, Arrays, Arrays]:
     h_prev, z, r, n, rh = saved
     U_zr, U_n = split(U, [2 * len(U)])
     dz, dn, dh_prev = gru_mix_backward(dh, z, n, h_prev)
@@ -340,10 +355,10 @@ _GRU_RESET_BEFORE = _Cell(1, 1, gru_reset_before_step, gru_reset_before_step_bac
 
 
 def gru_forward(
-    x: ndarray,
-    kernel: ndarray,
-    recurrent_kernel: ndarray,
-    bias: ndarray | None = None,
+    x: Array,
+    kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array | None = None,
     *,
     initial_state: States = None,
     return_sequences: bool = False,
@@ -375,6 +390,6 @@ def gru_forward(
     )
 
 
-def gru_backward(dy: ndarray | Sequence[ndarray | None], tape: _Tape) -> Gradients:
+def gru_backward(dy: Array | Sequence[Array | None], tape: _Tape) -> Gradients:
     """Gradients of gru_forward, for either reset_after. As simple_rnn_backward."""
     return _backward(dy, tape)

@@ -1,6 +1,9 @@
 """Which instruction sets the kernel tests cover, proof that each of them ran, and a runtime left as it was found."""
 
 import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import hypothesis
@@ -122,3 +125,21 @@ def dtype(request):
 @pytest.fixture(params=CELLS)
 def cell(request):
     return request.param
+
+
+@pytest.fixture
+def run_python():
+    """Run code in an interpreter of its own and return what it printed; environment: variables, None for unset."""
+
+    def run(code, **environment):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env={name: value for name, value in (os.environ | environment).items() if value is not None},
+            capture_output=True,
+            text=True,
+            timeout=120,  # a hang is a failure
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

@@ -217,7 +217,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     if (!return_sequences) y = final_state[0];
     py::object tape = py::none();
     if (training) {
-      auto saved = empty<T>({steps, B, traits.tape_slots, units}, name, "the tape");
+      auto saved = empty<T>({B, steps, traits.tape_slots, units}, name, "the tape");
       call.tape = saved.mutable_data();
       auto owner = std::make_shared<Tape>();
       owner->weights = this->shared_from_this();

@@ -36,7 +36,7 @@ struct Isa {
 constexpr Isa kIsas[] = {FASTRNN_FOR_EACH_ISA(FASTRNN_ENTRY)};
 #undef FASTRNN_ENTRY
 
-bool runs_here(const std::string& name) {
+bool runs_here([[maybe_unused]] const std::string& name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");

@@ -36,11 +36,12 @@ struct Step {
   Rows<T> y;                       ///< a copy of h; data null: not wanted
 };
 
-/// Slot `slot` of step `t` of a tape [T, B, slots, H].
+/// Slot `slot` of step `t` of a tape [B, T, slots, H]. (With time as first axis the rows of two threads would alternate
+/// in memory: writing them took 1.8 times as long on two cores.)
 template <class Cell, class T>
-Rows<T> tape_slot(T* tape, Index batch, Index units, Index t, int slot) {
+Rows<T> tape_slot(T* tape, Index time, Index units, Index t, int slot) {
   const Index width = Cell::traits.tape_slots * units;
-  return {tape + t * batch * width + slot * units, width};
+  return {tape + t * width + slot * units, time * width};
 }
 template <class Cell>
 constexpr int kFirstStateSlot = Cell::traits.tape_slots - Cell::traits.states;
@@ -120,14 +121,14 @@ class ForwardPass {
     v.x = {call_.x + t * call_.x_time_stride, call_.x_batch_stride};
     const Rows<T> y{call_.y ? call_.y + t * call_.y_time_stride : nullptr, call_.y_batch_stride};
     if (call_.tape) {
-      v.slots = tape_slot<Cell>(call_.tape, B, H_, t, 0);
+      v.slots = tape_slot<Cell>(call_.tape, call_.time, H_, t, 0);
       v.y = y;
     } else if (!single_stage) {
       v.slots = {slots_, Cell::traits.tape_slots * H_};
     }
     for (int s = 0; s < states; ++s) {
       const auto state_rows = [&](Index t) -> Rows<T> {
-        if (call_.tape) return tape_slot<Cell>(call_.tape, B, H_, t, kFirstStateSlot<Cell> + s);
+        if (call_.tape) return tape_slot<Cell>(call_.tape, call_.time, H_, t, kFirstStateSlot<Cell> + s);
         if (s == 0 && call_.y) return {call_.y + t * call_.y_time_stride, call_.y_batch_stride};
         if (t == call_.time - 1 && call_.final_state[s]) return {call_.final_state[s], H_};
         return {s == 0 ? h_ + (t & 1) * B * H_ : carried_[s], H_};
@@ -168,7 +169,9 @@ class ForwardPass {
           });
         if (division_.by_units) go_on = team.barrier();
       });
-      if (!go_on || !team.proceed(rows.size() * (I_ + H_) * Cell::traits.gates * H_ / team.size)) return false;
+      if (!go_on ||
+          !team.proceed(rows.size() * (I_ + H_) * Cell::traits.gates * H_ / (division_.by_units ? team.size : 1)))
+        return false;
     }
     return true;
   }
@@ -299,32 +302,36 @@ class ForwardPass {
 
 // ---- Backward
 
+template <class T>
+struct WeightGradients {
+  T* kernel;
+  T* recurrent;
+  T* bias;
+};
+
+/// Carries the gradient of some rows of the batch back through all time steps.
 template <class Cell, class T>
-class BackwardPass {
+class BackwardRows {
   using V = Vec<T>;
   static constexpr int states = Cell::traits.states;
   static constexpr int stages = Cell::Stages::count;
   static constexpr int saved = kFirstStateSlot<Cell>;
-  static constexpr Index kChunkRows =
-      256;  // rows times steps of a chunk: enough to amortise loading and storing dW and dU
 
  public:
-  BackwardPass(const PackedView<T>& weights, const Backward<T>& call, int threads, void* workspace)
+  /// For at most `rows` rows at once, in chunks of so many steps.
+  BackwardRows(const PackedView<T>& weights, const Backward<T>& call, Index rows, Index chunk_steps, const T* zeros,
+               Arena& arena)
       : call_(call),
         I_(weights.inputs),
         H_(weights.units),
         G_(Cell::traits.gates),
-        panels_(Pass::backward, I_, H_, const_cast<T*>(weights.data)) {
-    groups_ = ceil_div(call.batch, kChunkRows);
-    group_rows_ = groups_ > 0 ? ceil_div(call.batch, groups_) : 0;
-    chunk_steps_ = group_rows_ > 0 ? larger(1, smaller(kChunkRows / group_rows_, call.time)) : 1;
-    chunk_rows_ = group_rows_ * chunk_steps_;
-    division_ = divide(threads, group_rows_, call.time, I_ + H_, Cell::traits.gates * H_, 2 * stages, sizeof(T));
-
-    Arena arena(workspace);
-    zeros_ = arena.take<T>(H_);
-    for (int s = 0; s < states; ++s) d_[s] = arena.take<T>(group_rows_ * H_);
-    if (stages > 1) doperand_ = arena.take<T>(group_rows_ * H_);
+        panels_(Pass::backward, I_, H_, const_cast<T*>(weights.data)),
+        chunk_steps_(chunk_steps),
+        chunk_rows_(rows * chunk_steps),
+        d_stride_(Blocks<V, 1>{H_}.padded()),
+        zeros_(zeros) {
+    for (int s = 0; s < states; ++s) d_[s] = arena.take<T>(rows * d_stride_);
+    if (stages > 1) doperand_ = arena.take<T>(rows * d_stride_);
     x_columns_ = arena.take<T>(ceil_div(I_, kTileRows) * kTileRows * chunk_rows_);
     for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
       dsums_[s] = arena.take<T>(chunk_rows_ * decltype(stage)::accumulators * Blocks<V, 1>{H_}.padded());
@@ -332,26 +339,36 @@ class BackwardPass {
       input_runs_[s] = arena.take<Run<T>>(run_count<decltype(stage)>());
       recurrent_runs_[s] = arena.take<Run<T>>(run_count<decltype(stage)>());
     });
-    workspace_ = arena.size();
   }
 
-  Index workspace() const { return workspace_; }
-
-  bool run() {
-    fill_zero(zeros_, H_);
-    for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
-      list_runs<decltype(stage)>(s, true, input_runs_[s]);
-      list_runs<decltype(stage)>(s, false, recurrent_runs_[s]);
-    });
-    if (call_.batch == 0 || call_.time == 0) {
-      fill_zero(call_.dkernel, I_ * G_ * H_);
-      fill_zero(call_.drecurrent_kernel, H_ * G_ * H_);
-      if (call_.dbias) fill_zero(call_.dbias, Cell::traits.bias_rows * G_ * H_);
+  /// The rows' dx and dinitial_state, and their share of the weights' gradients: set, or added if `add`. The team
+  /// divides the rows or the units. False: stopped.
+  bool run(Range rows, const WeightGradients<T>& gradients, bool add, bool by_units, Team& team) {
+    gradients_ = gradients;
+    by_units_ = by_units;
+    const Range mine = part(rows.size(), team.index, team.size);
+    if (team.index == 0)
+      for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
+        list_runs<decltype(stage)>(s, true, input_runs_[s]);
+        list_runs<decltype(stage)>(s, false, recurrent_runs_[s]);
+      });
+    for (int s = 0; s < states; ++s)
+      for (Index b = mine.begin; b < mine.end; ++b) {
+        const T* from = call_.dfinal_state[s];
+        copy(from ? from + (rows.begin + b) * H_ : zeros_, d_[s] + b * d_stride_, H_);
+      }
+    if (!team.barrier()) return false;
+    for (Index end = call_.time; end > 0; end -= smaller(chunk_steps_, end)) {
+      const Index steps = smaller(chunk_steps_, end);
+      const Chunk chunk{end - steps, steps, rows, add || end < call_.time};
+      const bool went_on = by_units ? through_time({0, rows.size()}, chunk, team) : through_time(mine, chunk, team);
+      if (!went_on || !team.barrier()) return false;
+      if (!reduce(chunk, team) || !team.barrier()) return false;
     }
-    return run_team(division_.threads, call_.interrupt, [&](Team& team) {
-      for (Index group = 0; group < groups_; ++group)
-        if (!through_group(part(call_.batch, group, groups_), group == 0, team)) return;
-    });
+    for (int s = 0; s < states; ++s)
+      for (Index b = mine.begin; call_.dinitial_state[s] && b < mine.end; ++b)
+        copy(d_[s] + b * d_stride_, call_.dinitial_state[s] + (rows.begin + b) * H_, H_);
+    return team.barrier();
   }
 
  private:
@@ -360,32 +377,10 @@ class BackwardPass {
   struct Chunk {
     Index t0, steps;
     Range rows;
-    bool first;  ///< the first chunk sets the weights' gradients, later ones add
+    bool add;  ///< to the weights' gradients; the first chunk sets them
     Index size() const { return steps * rows.size(); }
     Index row(Index t, Index b) const { return (t - t0) * rows.size() + b; }
   };
-
-  bool through_group(Range rows, bool first, Team& team) {
-    const Range mine = part(rows.size(), team.index, team.size);
-    for (int s = 0; s < states; ++s)
-      for (Index b = mine.begin; b < mine.end; ++b) {
-        const T* from = call_.dfinal_state[s];
-        copy(from ? from + (rows.begin + b) * H_ : zeros_, d_[s] + b * H_, H_);
-      }
-    if (!team.barrier()) return false;
-    for (Index end = call_.time; end > 0; end -= smaller(chunk_steps_, end)) {
-      const Index steps = smaller(chunk_steps_, end);
-      const Chunk chunk{end - steps, steps, rows, first && end == call_.time};
-      const bool went_on =
-          division_.by_units ? through_time({0, rows.size()}, chunk, team) : through_time(mine, chunk, team);
-      if (!went_on || !team.barrier()) return false;
-      if (!reduce(chunk, team) || !team.barrier()) return false;
-    }
-    for (int s = 0; s < states; ++s)
-      if (call_.dinitial_state[s])
-        copy(d_[s] + mine.begin * H_, call_.dinitial_state[s] + (rows.begin + mine.begin) * H_, mine.size() * H_);
-    return team.barrier();
-  }
 
   /// Back through the steps of a chunk: dsums of all its rows, d of the states before it.
   bool through_time(Range rows, const Chunk& chunk, Team& team) {
@@ -399,29 +394,29 @@ class BackwardPass {
           with_constant<kVectorsPerSum<S>>(UnitBlocks<S, V>{H_}.used(block), [&](auto vectors) {
             cell_backward<S, vectors()>(s, chunk, t, rows, block);
           });
-        if (division_.by_units && !(go_on = team.barrier())) return;
+        if (by_units_ && !(go_on = team.barrier())) return;
         const Range outputs = divided(OutputBlocks<V>{H_}.count(), team);
         T* to = S::operand == kHidden ? d_[0] : doperand_;  // h_prev on top of what is in d; another operand alone
         for (Index block = outputs.begin; block < outputs.end; ++block) {
           const Index first = OutputBlocks<V>{H_}.first(block);
           for_row_tiles(rows, [&](Index b, Index height) {
             T* row[kTileRows];
-            row_pointers(row, to + b * H_ + first, H_);
+            row_pointers(row, to + b * d_stride_ + first, d_stride_);
             multiply_runs(recurrent_runs_[s], run_count<S>(), chunk.row(t, b), height,
                           panels_.recurrent[s] + first * S::gates * H_, row, OutputBlocks<V>{H_}.valid(block),
                           S::operand == kHidden);
           });
         }
-        if (division_.by_units) go_on = team.barrier();
+        if (by_units_) go_on = team.barrier();
       });
-      if (!go_on || !team.proceed(rows.size() * H_ * G_ * H_ / (division_.by_units ? team.size : 1))) return false;
+      if (!go_on || !team.proceed(rows.size() * H_ * G_ * H_ / (by_units_ ? team.size : 1))) return false;
     }
     // The left sides of dW and dU: x and the operands of the steps, by columns.
-    const Range mine = part(chunk.size(), division_.by_units ? team.index : 0, division_.by_units ? team.size : 1);
+    const Range mine = part(chunk.size(), by_units_ ? team.index : 0, by_units_ ? team.size : 1);
     for (Index t = chunk.t0; t < chunk.t0 + chunk.steps; ++t)
       for (Index b = rows.begin; b < rows.end; ++b) {
         const Index r = chunk.row(t, b);
-        if (division_.by_units && (r < mine.begin || r >= mine.end)) continue;
+        if (by_units_ && (r < mine.begin || r >= mine.end)) continue;
         gather_columns(x_row(t, chunk.rows.begin + b), I_, r, x_columns_);
         for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
           gather_columns(operand<decltype(stage)>(t)[chunk.rows.begin + b], H_, r, operand_columns_[s]);
@@ -430,11 +425,9 @@ class BackwardPass {
     return true;
   }
 
-  Range divided(Index n, const Team& team) const {
-    return division_.by_units ? part(n, team.index, team.size) : Range{0, n};
-  }
+  Range divided(Index n, const Team& team) const { return by_units_ ? part(n, team.index, team.size) : Range{0, n}; }
   const T* x_row(Index t, Index b) const { return call_.x + t * call_.x_time_stride + b * call_.x_batch_stride; }
-  Rows<const T> slot(Index t, int i) const { return tape_slot<Cell>(call_.tape, call_.batch, H_, t, i); }
+  Rows<const T> slot(Index t, int i) const { return tape_slot<Cell>(call_.tape, call_.time, H_, t, i); }
   Rows<const T> state_before(Index t, int s) const {
     return t > 0 ? slot(t - 1, saved + s) : initial_state(call_.initial_state[s], zeros_, H_);
   }
@@ -469,14 +462,14 @@ class BackwardPass {
         for (int i = 0; i < states; ++i) {
           prev[i] = load<V>(before[i][row] + unit, valid);
           next[i] = load<V>(now[row] + (saved + i) * H_ + unit, valid);
-          d[i] = load<V>(d_[i] + b * H_ + unit, valid);
+          d[i] = load<V>(d_[i] + b * d_stride_ + unit, valid);
         }
         if (call_.dy) d[0] = add(d[0], load<V>(dy[row] + unit, valid));
-        const V doperand = s + 1 < stages ? load<V>(doperand_ + b * H_ + unit, valid) : zero<V>();
+        const V doperand = s + 1 < stages ? load<V>(doperand_ + b * d_stride_ + unit, valid) : zero<V>();
         S::backward(saved_value, prev, next, d, doperand, da);
         for (int i = 0; i < S::accumulators; ++i) store(out + (i * N + n) * kLanes<V>, da[i]);
         if (s == 0)
-          for (int i = 0; i < states; ++i) store(d_[i] + b * H_ + unit, d[i], valid);
+          for (int i = 0; i < states; ++i) store(d_[i] + b * d_stride_ + unit, d[i], valid);
       }
     }
   }
@@ -516,7 +509,7 @@ class BackwardPass {
       using S = decltype(stage);
       go_on = go_on && weight_gradient<S>(s, true, chunk, team) && weight_gradient<S>(s, false, chunk, team);
       const Range blocks = part(UnitBlocks<S, V>{H_}.count(), team.index, team.size);
-      for (Index block = blocks.begin; call_.dbias && block < blocks.end; ++block)
+      for (Index block = blocks.begin; gradients_.bias && block < blocks.end; ++block)
         with_constant<kVectorsPerSum<S>>(UnitBlocks<S, V>{H_}.used(block),
                                          [&](auto vectors) { bias_gradient<S, vectors()>(s, chunk, block); });
     });
@@ -560,7 +553,7 @@ class BackwardPass {
       product.right = dsums<S>(s, block, 0);
       product.right_step = S::accumulators * vectors * kLanes<V>;
       product.depth = chunk.size();
-      product.to = (input ? call_.dkernel : call_.drecurrent_kernel) + i * G_ * H_;
+      product.to = (input ? gradients_.kernel : gradients_.recurrent) + i * G_ * H_;
       product.to_stride = G_ * H_;
       product.rows = smaller(kTileRows, depth - i);
       product.vectors = S::gates * vectors;
@@ -571,7 +564,7 @@ class BackwardPass {
         product.to_offset[v] = (S::first_gate + g) * H_ + unit;
         product.lanes[v] = H_ - unit;
       }
-      product.add = !chunk.first;
+      product.add = chunk.add;
       product.run();
       if (!team.proceed(chunk.size() * kTileRows * kTileVectors * kLanes<V>)) return false;
     }
@@ -593,26 +586,121 @@ class BackwardPass {
       for (int g = 0; g < S::gates; ++g)
         for (int n = 0; n < N; ++n) {
           const Index unit = first + n * kLanes<V>;
-          T* to = call_.dbias + (bias_row * G_ + S::first_gate + g) * H_ + unit;
+          T* to = gradients_.bias + (bias_row * G_ + S::first_gate + g) * H_ + unit;
           const V sum = total[(bias_row == 0 ? g : S::recurrent_sum(g)) * N + n];
-          store(to, chunk.first ? sum : add(load<V>(to, H_ - unit), sum), H_ - unit);
+          store(to, chunk.add ? fastrnn::FASTRNN_ISA::add(load<V>(to, H_ - unit), sum) : sum, H_ - unit);
         }
   }
 
   const Backward<T>& call_;
   const Index I_, H_, G_;
   const Panels<Cell, T> panels_;
-  Division division_;
-  Index groups_, group_rows_, chunk_steps_, chunk_rows_;
-  Index workspace_;
-  T* zeros_;
-  T* d_[kMaxStates];       ///< gradients of the states, [group row, H]
+  const Index chunk_steps_, chunk_rows_;
+  const Index d_stride_;  ///< padded, so that the rows of two threads share no cache line
+  const T* zeros_;
+  T* d_[kMaxStates];       ///< gradients of the states, [row, H]
   T* doperand_ = nullptr;  ///< gradient of what a second stage's U multiplies
   T* x_columns_;
   T* operand_columns_[stages];
   T* dsums_[stages];
   Run<T>* input_runs_[stages];
   Run<T>* recurrent_runs_[stages];
+  WeightGradients<T> gradients_;
+  bool by_units_;
+};
+
+/// The whole batch. Where there are enough rows it is cut into parts, each with weight gradients of its own, which are
+/// added in order at the end: no thread waits for another. (On the small layers of the benchmarks that halved the time
+/// on two cores.) Otherwise all threads work on all rows together. Which, and into how many parts, depends on the sizes
+/// alone.
+template <class Cell, class T>
+class BackwardPass {
+  static constexpr Index kPartRows = 8, kMostParts = 32;
+  static constexpr Index kMostBytes = Index(64) << 20;  // of all parts' weight gradients
+  static constexpr Index kRowsAtOnce = 256;             // bounds the workspace
+  static constexpr Index kChunkRows = 256;  // rows times steps of a chunk: amortises loading and storing dW and dU
+
+ public:
+  BackwardPass(const PackedView<T>& weights, const Backward<T>& call, int threads, void* workspace)
+      : weights_(weights), call_(call) {
+    const Index I = weights.inputs, H = weights.units, columns = Cell::traits.gates * H;
+    sizes_[0] = I * columns;
+    sizes_[1] = H * columns;
+    sizes_[2] = call.dbias ? Cell::traits.bias_rows * columns : 0;
+    const Index elements = sizes_[0] + sizes_[1] + sizes_[2];
+    parts_ = smaller(call.batch / kPartRows, kMostParts);
+    if (parts_ < 2 || call.time == 0 || parts_ * elements > kMostBytes / Index(sizeof(T))) parts_ = 1;
+    const Index part_rows = ceil_div(call.batch, parts_);
+    rows_ = larger(1, ceil_div(part_rows, larger(1, ceil_div(part_rows, kRowsAtOnce))));
+    steps_ = larger(1, smaller(kChunkRows / rows_, call.time));
+    division_ = divide(threads, parts_ > 1 ? call.batch : smaller(rows_, call.batch), call.time, I + H, columns,
+                       2 * Cell::Stages::count, sizeof(T));
+    if (parts_ > 1) {
+      if (division_.by_units) division_ = {threads, false};
+      division_.threads = static_cast<int>(smaller(division_.threads, parts_));
+    }
+
+    Arena arena(workspace);
+    zeros_ = arena.take<T>(H);
+    partial_ = arena.take<T>((parts_ - 1) * elements);
+    Arena counter(nullptr);
+    BackwardRows<Cell, T>(weights, call, rows_, steps_, zeros_, counter);
+    bytes_per_worker_ = counter.size();
+    workers_ = arena.take<char>(bytes_per_worker_ * (parts_ > 1 ? division_.threads : 1));
+    workspace_ = arena.size();
+  }
+
+  Index workspace() const { return workspace_; }
+
+  bool run() {
+    fill_zero(zeros_, weights_.units);
+    T* const totals[] = {call_.dkernel, call_.drecurrent_kernel, call_.dbias};
+    if (call_.batch == 0 || call_.time == 0)
+      for (int i = 0; i < 3; ++i) fill_zero(totals[i], sizes_[i]);
+    return run_team(division_.threads, call_.interrupt, [&](Team& team) {
+      Team alone = team.alone();
+      Arena arena(workers_ + (parts_ > 1 ? team.index * bytes_per_worker_ : 0));
+      BackwardRows<Cell, T> worker(weights_, call_, rows_, steps_, zeros_, arena);
+      const Range mine = parts_ > 1 ? part(parts_, team.index, team.size) : Range{0, 1};
+      for (Index i = mine.begin; i < mine.end; ++i) {
+        const Range rows = part(call_.batch, i, parts_);
+        const Index groups = ceil_div(rows.size(), rows_);
+        for (Index g = 0; g < groups; ++g) {
+          const Range group = part(rows.size(), g, groups);
+          if (!worker.run({rows.begin + group.begin, rows.begin + group.end}, gradients_of(i), g > 0,
+                          division_.by_units, parts_ > 1 ? alone : team))
+            return;
+        }
+      }
+      if (!team.barrier()) return;
+      for (Index i = 1; i < parts_; ++i) {
+        const WeightGradients<T> from = gradients_of(i);
+        const T* const terms[] = {from.kernel, from.recurrent, from.bias};
+        for (int j = 0; j < 3; ++j) {
+          const Range share = part(sizes_[j], team.index, team.size);
+          for (Index k = share.begin; k < share.end; ++k) totals[j][k] += terms[j][k];
+        }
+      }
+    });
+  }
+
+ private:
+  WeightGradients<T> gradients_of(Index part) const {
+    if (part == 0) return {call_.dkernel, call_.drecurrent_kernel, call_.dbias};
+    T* first = partial_ + (part - 1) * (sizes_[0] + sizes_[1] + sizes_[2]);
+    return {first, first + sizes_[0], call_.dbias ? first + sizes_[0] + sizes_[1] : nullptr};
+  }
+
+  const PackedView<T>& weights_;
+  const Backward<T>& call_;
+  Index sizes_[3];  ///< elements of the gradients of W, U, b
+  Index parts_;
+  Index rows_, steps_;  ///< at once, of a part
+  Division division_;
+  Index workspace_, bytes_per_worker_;
+  T* zeros_;
+  T* partial_;
+  char* workers_;
 };
 
 }  // namespace

@@ -33,9 +33,12 @@ struct Control {
 class Team {
  public:
   Team(Control& control, const Interrupt& interrupt, int index, int size)
-      : index(index), size(size), control_(control), interrupt_(interrupt) {}
+      : Team(control, interrupt, index, size, index == 0) {}
 
   const int index, size;
+
+  /// A team of this thread only, for work that it shares with nobody; it still stops with the others.
+  Team alone() const { return Team(control_, interrupt_, 0, 1, asks_); }
 
   /// Wait for all threads. False: the call was stopped, return at once.
   bool barrier() {
@@ -59,7 +62,7 @@ class Team {
   /// Count work done, in fused multiply-adds; now and then the calling thread asks whether to go on. False: return at
   /// once.
   bool proceed(Index work) {
-    if (index == 0 && interrupt_.requested && (budget_ -= work) < 0) {
+    if (asks_ && interrupt_.requested && (budget_ -= work) < 0) {
       budget_ = kWorkPerInquiry;
       if (interrupt_.requested(interrupt_.context)) __atomic_store_n(&control_.stopped, 1, __ATOMIC_RELAXED);
     }
@@ -70,8 +73,13 @@ class Team {
 
  private:
   static constexpr Index kWorkPerInquiry = 400'000'000;  // 10 to 100 ms
+
+  Team(Control& control, const Interrupt& interrupt, int index, int size, bool asks)
+      : index(index), size(size), control_(control), interrupt_(interrupt), asks_(asks) {}
+
   Control& control_;
   const Interrupt& interrupt_;
+  const bool asks_;  ///< the calling thread
   Index budget_ = kWorkPerInquiry;
 };
 

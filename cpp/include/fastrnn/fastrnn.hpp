@@ -98,7 +98,7 @@ struct Forward {
   T* y = nullptr;                           ///< written [B, T, H], h of every step; null: not wanted
   std::int64_t y_batch_stride = 0, y_time_stride = 0;
   T* final_state[kMaxStates] = {};  ///< written [B, H] each; null: not wanted; may not alias initial_state
-  /// Written [T, B, tape_slots, H], for backward; null: inference. The slots are the cell's gate values, then its
+  /// Written [B, T, tape_slots, H], for backward; null: inference. The slots are the cell's gate values, then its
   /// states (lstm: i f c~ o h c; gru: z r n, recurrent part of n, h; gru_reset_before: z r r*h' n h; simple_rnn: h).
   T* tape = nullptr;
   Interrupt interrupt;
@@ -111,7 +111,7 @@ struct Backward {
   const T* x;  ///< read [B, T, I], as in the forward pass
   std::int64_t x_batch_stride, x_time_stride;
   const T* initial_state[kMaxStates] = {};  ///< read, as in the forward pass
-  const T* tape;                            ///< read [T, B, tape_slots, H]
+  const T* tape;                            ///< read [B, T, tape_slots, H]
   const T* dy = nullptr;                    ///< read [B, T, H]: gradient of y; null: zeros
   std::int64_t dy_batch_stride = 0, dy_time_stride = 0;
   const T* dfinal_state[kMaxStates] = {};  ///< read [B, H]: gradients of the final states; null: zeros
