@@ -1,8 +1,8 @@
 """The arguments of a layer's constructor: what each must be, and what the layer makes of it.
 
 A check takes what error messages begin with ("LSTM"), the argument's name and the value given. It returns the
-value that the layer keeps, or raises TypeError, ValueError or, for what isn't supported yet, NotImplementedError.
-A new argument needs its line in `CHECKS`.
+value that the layer keeps, or raises TypeError, ValueError, or NotImplementedError for what isn't supported
+yet. A new argument needs a line in `CHECKS`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import operator
 import re
 import reprlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -22,7 +22,7 @@ from fastrnn import initializers
 __all__ = ["CHECKS", "SETTABLE", "LayerDType", "show"]
 
 Check = Callable[[str, str, Any], Any]
-LayerDType = DTypeLike | dict[str, Any] | None  # a dict is the config of a DTypePolicy of Keras
+LayerDType = DTypeLike | dict[str, Any]  # the dict: the config of a DTypePolicy of Keras
 
 # The names that Keras knows: the difference between a typing error and what fastrnn doesn't have yet.
 _KERAS_ACTIVATIONS = frozenset(
@@ -110,7 +110,7 @@ def _rate_not_yet(where: str, argument: str, value: Any) -> float:
     return 0.0
 
 
-def _cudnn(where: str, argument: str, value: Any) -> Literal["auto", False]:
+def _cudnn(where: str, argument: str, value: Any) -> bool | str:
     if value is False or (isinstance(value, str) and value == "auto"):
         return value
     raise ValueError(_must(where, argument, '"auto" or False', value, "there is no GPU here"))
@@ -126,7 +126,7 @@ def _dtype(where: str, argument: str, value: Any) -> str:
     elif not isinstance(value, str):
         name = getattr(value, "name", None) or getattr(value, "__name__", None)
     if name in ("float32", "float64"):
-        return name
+        return str(name)
     if name in ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16"):
         raise _not_supported(where, argument, name, "float32")
     raise ValueError(_must(where, argument, '"float32" or "float64"', value, "use one of these"))

@@ -491,7 +491,7 @@ class _Recurrent:
         return self._arrays
 
     def _prepare(self, x: Any, what: str, axes: str, method: str = "") -> tuple[Array, functional.Weights]:
-        """x in the layer's dtype, and the weights, made if need be. x's shape is checked below, by the core."""
+        """x in the layer's dtype, and the weights, made if need be. The core checks x's shape."""
         array = self._floating(x, what, method)
         packed = self._packed
         if packed is None:  # no core object that could check
@@ -506,17 +506,16 @@ class _Recurrent:
 
     def _prepare_states(self, states: Any, what: str, method: str = "") -> Sequence[Array | None]:
         """The states as a list of arrays in the layer's dtype, None where there is None."""
-        if not isinstance(states, (list, tuple)):
-            states = (states,)
+        given: Sequence[Any] = states if isinstance(states, (list, tuple)) else (states,)
         dtype = self._numpy_dtype
-        for state in states:
+        for state in given:
             if state.__class__ is not ndarray or state.dtype is not dtype:
                 break
         else:
-            return states
+            return given
         return [
             None if state is None else self._floating(state, f"{what}[{index}]", method)
-            for index, state in enumerate(states)
+            for index, state in enumerate(given)
         ]
 
     def _floating(self, value: Any, what: str, method: str = "") -> Array:
@@ -532,13 +531,14 @@ class _Recurrent:
             array = np.asarray(value)
         except ValueError as error:
             raise ValueError(
-                f"{self._where}{method}: {what} must be an array, got a {type(value).__name__} that NumPy makes none "
-                f"of ({error}); give all rows one length"
+                f"{self._where}{method}: {what} must be an array, got a {type(value).__name__} that NumPy "
+                f"makes none of ({error}); give all rows one length"
             ) from None
         if array.dtype.kind != "f":
+            variable = "it" if what.startswith("what ") else what.split(" ")[0]  # "weights[0] (kernel)"
             raise TypeError(
                 f"{self._where}{method}: {what} must be a floating array, got {array.dtype}; "
-                f'convert it with {_argument_name(what)}.astype("{self.dtype}")'
+                f'convert it with {variable}.astype("{self.dtype}")'
             )
         return array.astype(self._numpy_dtype, copy=False)
 
@@ -617,7 +617,7 @@ class SimpleRNN(_Recurrent):
         *,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
-        dtype: LayerDType = None,
+        dtype: LayerDType | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(locals())
@@ -710,7 +710,7 @@ class LSTM(_Recurrent):
         *,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
-        dtype: LayerDType = None,
+        dtype: LayerDType | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(locals())
@@ -810,7 +810,7 @@ class GRU(_Recurrent):
         *,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
-        dtype: LayerDType = None,
+        dtype: LayerDType | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(locals())
@@ -819,8 +819,3 @@ class GRU(_Recurrent):
     def _bias_shape(self) -> Shape:
         row = super()._bias_shape()
         return (2, *row) if self.reset_after else row
-
-
-def _argument_name(what: str) -> str:
-    """The variable that an error message speaks of: weights[0] of "weights[0] (kernel)"."""
-    return "it" if what.startswith("what ") else what.split(" ")[0]

@@ -1,4 +1,4 @@
-"""Which instruction sets the kernel tests cover, proof that each of them ran, and a runtime left as it was found."""
+"""The instruction sets that the kernel tests cover, proof that each ran, and a runtime left as it was found."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from support import CELLS
 import fastrnn
 from fastrnn import _core, runtime
 
-# ---- Property tests: no deadline, as no test asserts a time; the same examples each time where FASTRNN_CI is set
+# ---- Property tests: no deadline, as no test asserts a time; with FASTRNN_CI the same examples every time
 
 hypothesis.settings.register_profile(
     "fastrnn",
@@ -34,8 +34,8 @@ COVERED_ISAS = NAMED_ISAS or fastrnn.available_isas()
 def pytest_configure(config):
     if not set(NAMED_ISAS) <= set(fastrnn.available_isas()):
         raise pytest.UsageError(
-            "FASTRNN_TEST_ISAS: the instruction sets must be among those that are compiled in and run on this "
-            f"processor ({', '.join(fastrnn.available_isas())}), got {', '.join(NAMED_ISAS)}; leave the others out"
+            "FASTRNN_TEST_ISAS: the instruction sets must be compiled in and run on this processor "
+            f"({', '.join(fastrnn.available_isas())}), got {', '.join(NAMED_ISAS)}; leave the others out"
         )
     config.pluginmanager.register(CoveredIsasRan(config))
 
@@ -51,7 +51,7 @@ def pytest_report_header():
 class CoveredIsasRan:
     """Makes a full run fail in which a covered instruction set executed no test.
 
-    The fixture `isa` writes the instruction set in use into its test's report, so that this holds under pytest-xdist too.
+    The fixture `isa` writes the instruction set in use into its test's report: that works under pytest-xdist too.
     """
 
     def __init__(self, config):
@@ -129,7 +129,7 @@ def cell(request):
 
 @pytest.fixture
 def run_python():
-    """Run code in an interpreter of its own and return what it printed; environment: variables, None for unset."""
+    """Runs code in an interpreter of its own and returns what it printed; environment: None unsets a variable."""
 
     def run(code, **environment):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The kernels' own tanh and sigmoid: their error in ulp against wider arithmetic, and what must hold exactly."""
+"""The kernels' own tanh and sigmoid: their error against wider arithmetic, and what must hold exactly."""
 
 import functools
 import os
@@ -8,8 +8,8 @@ import pytest
 
 from fastrnn import _core
 
-# The largest errors found, in units in the last place of the true value. float32: over all 2^32 inputs on each instruction
-# set (FASTRNN_EXHAUSTIVE=1); the limit is the promise in fastrnn.hpp. float64: over the samples below.
+# The largest errors found, in units in the last place of the true value. float32: over all 2^32 inputs
+# (FASTRNN_EXHAUSTIVE=1), and the limit is the promise in fastrnn.hpp. float64: over the sample below.
 #                               tanh    sigmoid
 #   float32  baseline           ?       ?
 #   float32  avx2, avx512       1.9324  1.6403
@@ -36,7 +36,7 @@ def exact(name, x):
 
 
 def ulp_errors(y, true):
-    """|y - true| in units in the last place that numbers of y's dtype have at the true value; 0 where both are NaN."""
+    """|y - true| in units in the last place of the true value as a number of y's dtype; 0 where both are NaN."""
     info = np.finfo(y.dtype)
     _, exponent = np.frexp(true)  # |true| = m 2^exponent, m in [1/2, 1)
     ulp = np.ldexp(true.dtype.type(1), np.maximum(exponent - 1, info.minexp) - info.nmant)
@@ -51,10 +51,14 @@ def sample(dtype):
     info = np.finfo(dtype)
     bits, count = {"float32": ("u4", 2**22), "float64": ("u8", 2**19)}[dtype]
     step = 2 ** (8 * np.dtype(bits).itemsize) // count
-    everywhere = (np.arange(count, dtype=bits) * np.dtype(bits).type(step) + np.dtype(bits).type(step // 3)).view(dtype)
+    everywhere = (
+        np.arange(count, dtype=bits) * np.dtype(bits).type(step) + np.dtype(bits).type(step // 3)
+    ).view(dtype)
     in_range = np.linspace(-45, 45, 2**19, dtype=dtype)
     powers = np.ldexp(np.ones(1, dtype), np.arange(info.minexp - info.nmant, info.maxexp))
-    edges = np.concatenate([powers, np.nextafter(powers, np.inf, dtype=dtype), np.nextafter(powers, 0, dtype=dtype)])
+    edges = np.concatenate(
+        [powers, np.nextafter(powers, np.inf, dtype=dtype), np.nextafter(powers, 0, dtype=dtype)]
+    )
     others = np.array([0, info.max, info.smallest_normal, info.smallest_subnormal, np.inf, np.nan], dtype)
     return np.concatenate([everywhere, in_range, edges, -edges, others, -others])
 
@@ -75,7 +79,9 @@ def test_error_is_at_most_the_stated_number_of_ulp(isa, name, dtype):
     assert errors[worst] <= LIMIT[dtype], f"{name}({x[worst]!r}) is off by {errors[worst]:.4f} ulp"
 
 
-@pytest.mark.skipif(os.environ.get("FASTRNN_EXHAUSTIVE") != "1", reason="takes minutes; set FASTRNN_EXHAUSTIVE=1")
+@pytest.mark.skipif(
+    os.environ.get("FASTRNN_EXHAUSTIVE") != "1", reason="takes minutes; set FASTRNN_EXHAUSTIVE=1"
+)
 @functions
 @np.errstate(invalid="ignore", under="ignore")
 def test_error_over_all_float32_is_at_most_the_stated_number_of_ulp(isa, name, capsys):
@@ -134,7 +140,9 @@ def test_a_larger_argument_never_gives_a_value_more_than_one_ulp_smaller(isa, dt
     x = sample(dtype)
     starts = np.array([1e-6, 1e-3, 0.1, 0.3, 0.5, 0.9, 1, 1.1, 2, 4, 8, 20, 80], dtype)
     bits = f"u{starts.itemsize}"
-    runs = [(s.view(bits) + np.arange(2**14, dtype=bits)).view(dtype) for s in [*starts, *-starts]]  # no number left out
+    runs = [
+        (s.view(bits) + np.arange(2**14, dtype=bits)).view(dtype) for s in [*starts, *-starts]
+    ]  # no number left out
     for numbers in [x[~np.isnan(x)], *runs]:
         y = FUNCTIONS[name](np.sort(numbers))
         assert np.all(y[:-1] - y[1:] <= np.spacing(np.abs(y[:-1])))
@@ -159,7 +167,9 @@ def test_the_shape_stays_and_the_argument_is_not_written(isa, dtype, name):
 
 
 @functions
-@pytest.mark.parametrize("x", [np.zeros(2, int), np.zeros(2, ">f4"), np.zeros(2, "float16"), [1.0], 1.0, None], ids=repr)
+@pytest.mark.parametrize(
+    "x", [np.zeros(2, int), np.zeros(2, ">f4"), np.zeros(2, "float16"), [1.0], 1.0, None], ids=repr
+)
 def test_anything_but_native_floats_is_refused(name, x):
     with pytest.raises(TypeError, match=rf"^{name}\(\): incompatible function arguments"):
         FUNCTIONS[name](x)

@@ -1,5 +1,5 @@
-"""The kernels: against the reference in float64, against finite differences, bit by bit against themselves; what they do
-with arrays of every layout, with wrong arguments and with values that are not finite."""
+"""The kernels: against the reference in float64, against finite differences, bit by bit against themselves;
+what they do with arrays of every layout, with wrong arguments and with values that are not finite."""
 
 import functools
 import gc
@@ -38,7 +38,9 @@ class Functions(NamedTuple):
 
 
 FUNCTIONS = {
-    "simple_rnn": Functions(functional.simple_rnn, functional.simple_rnn_forward, functional.simple_rnn_backward),
+    "simple_rnn": Functions(
+        functional.simple_rnn, functional.simple_rnn_forward, functional.simple_rnn_backward
+    ),
     "lstm": Functions(functional.lstm, functional.lstm_forward, functional.lstm_backward),
     "gru": Functions(functional.gru, functional.gru_forward, functional.gru_backward),
     "gru_reset_before": Functions(
@@ -49,9 +51,9 @@ FUNCTIONS = {
 }
 NAMES = {cell: f"functional.{'gru' if cell == 'gru_reset_before' else cell}" for cell in CELLS}  # in messages
 
-# The largest error of an array, relative to its largest element. float64: the promise. float32: 42 eps are the worst
-# of all sizes and options below, in a gradient after 70 steps (14 eps in outputs); three times that, so that another
-# order of summation passes, and an error that grows with a size does not.
+# The largest error of an array, relative to its largest element. float64: the promise. float32: 42 eps are the
+# worst of all sizes and options below, in a gradient after 70 steps (14 eps in outputs); three times that lets
+# another order of summation pass, and no error that grows with a size.
 TOLERANCE = {"float32": 128 * 2.0**-23, "float64": 1e-12}
 
 # A call is named by its sizes (B, T, I, H).
@@ -102,7 +104,7 @@ class Results(NamedTuple):
 
 
 def forward_and_backward(functions, problem, dy=random_gradients, initial_state="all", **options) -> Results:
-    """All that `functions` (the kernels' or the reference's) return; dy: a list, or a function of the outputs."""
+    """All that the kernels' or the reference's functions return; dy: a list, or a function of the outputs."""
     options = ALL_OUTPUTS | options
     states = some_states(problem.initial_state, initial_state)
     outputs, tape = functions.forward(problem.x, *problem.weights, initial_state=states, **options)
@@ -111,7 +113,12 @@ def forward_and_backward(functions, problem, dy=random_gradients, initial_state=
 
 
 def some_states(states, which):
-    return {"all": states, "none": None, "h": [states[0], *[None] * len(states[1:])], "c": [None, *states[1:]]}[which]
+    return {
+        "all": states,
+        "none": None,
+        "h": [states[0], *[None] * len(states[1:])],
+        "c": [None, *states[1:]],
+    }[which]
 
 
 @functools.cache
@@ -137,7 +144,9 @@ def assert_same_bits(actual, expected, what=""):
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert a.dtype == e.dtype and a.shape == e.shape, f"array {i} {what}"
         bits = f"u{a.itemsize}"
-        assert np.array_equal(np.ascontiguousarray(a).view(bits), np.ascontiguousarray(e).view(bits)), f"array {i} {what}"
+        assert np.array_equal(np.ascontiguousarray(a).view(bits), np.ascontiguousarray(e).view(bits)), (
+            f"array {i} {what}"
+        )
 
 
 def exactly(message):
@@ -182,9 +191,15 @@ def test_every_option_gives_what_the_reference_gives(
 @both_directions
 def test_gradients_equal_finite_differences(isa, cell, bias, return_sequences, return_state, go_backwards):
     problem = random_problem(cell, 2, 3, 2, 3, bias=bias)
-    options = {"return_sequences": return_sequences, "return_state": return_state, "go_backwards": go_backwards}
+    options = {
+        "return_sequences": return_sequences,
+        "return_state": return_state,
+        "go_backwards": go_backwards,
+    }
     functions = FUNCTIONS[cell]
-    outputs, tape = functions.forward(problem.x, *problem.weights, initial_state=problem.initial_state, **options)
+    outputs, tape = functions.forward(
+        problem.x, *problem.weights, initial_state=problem.initial_state, **options
+    )
     dy = random_gradients(outputs)
 
     def loss(p):
@@ -281,21 +296,25 @@ def test_any_sizes_values_and_options_give_what_the_reference_gives(
 ):
     fastrnn.set_num_threads(threads)
     problem = random_problem(cell, *sizes, seed=seed, bias=bias)
-    x = data.draw(hnp.arrays("float64", problem.x.shape, elements=st.floats(-4, 4), fill=st.just(1.5)), label="x")
+    x = data.draw(
+        hnp.arrays("float64", problem.x.shape, elements=st.floats(-4, 4), fill=st.just(1.5)), label="x"
+    )
     problem = problem._replace(x=x)
     actual, expected = (
         forward_and_backward(functions[cell], problem, **options) for functions in (FUNCTIONS, CELLS)
     )
     for a, e in zip(actual.arrays(), expected.arrays(), strict=True):
         assert a.shape == e.shape
-        # Chosen values may saturate a gate: then gradients are tiny and their error is relative to those of the outputs.
+        # Chosen values may saturate a gate: gradients are tiny, and their error relative to those of the outputs.
         assert np.max(np.abs(a - e), initial=0) <= 1e-12 * np.max(np.abs(e), initial=1)
 
 
 def test_a_closed_update_gate_keeps_the_state_of_a_gru(isa, dtype):
     h = np.array([[1, 1e-3, 1e-8, 1e-20, -1e-37]], dtype)
     zeros = [np.zeros((1, 15), dtype), np.zeros((5, 15), dtype)]
-    z_r_n = np.repeat(np.array([200, 0, 0.5], dtype), 5)  # z = 1; the candidate n = tanh(1/2) has no part in h
+    z_r_n = np.repeat(
+        np.array([200, 0, 0.5], dtype), 5
+    )  # z = 1; the candidate n = tanh(1/2) has no part in h
     for bias, reset_after in [(np.stack([z_r_n, 0 * z_r_n]), True), (z_r_n, False)]:
         y = functional.gru(np.zeros((1, 3, 1), dtype), *zeros, bias, initial_state=h, reset_after=reset_after)
         np.testing.assert_array_equal(y, h)
@@ -305,7 +324,9 @@ def test_a_closed_update_gate_keeps_the_state_of_a_gru(isa, dtype):
 
 
 @pytest.mark.parametrize("sizes", [BY_ROWS, GROUPS, *BY_UNITS], ids=sizes_id)
-def test_bits_do_not_depend_on_the_number_of_threads_and_do_not_change_from_run_to_run(isa, dtype, cell, sizes):
+def test_bits_do_not_depend_on_the_number_of_threads_and_do_not_change_from_run_to_run(
+    isa, dtype, cell, sizes
+):
     problem = random_problem(cell, *sizes, dtype)
     results = {}
     for run, threads in enumerate([1, 2, 3, 4, 7, 2]):
@@ -326,7 +347,9 @@ def test_bits_do_not_depend_on_the_number_of_threads_and_do_not_change_from_run_
     ],
     ids=lambda v: sizes_id(v) if isinstance(v, tuple) else "-".join(map(str, v)),
 )
-def test_outputs_states_and_dx_have_the_same_bits_for_any_split_of_rows_into_batches(isa, dtype, cell, sizes, cuts):
+def test_outputs_states_and_dx_have_the_same_bits_for_any_split_of_rows_into_batches(
+    isa, dtype, cell, sizes, cuts
+):
     fastrnn.set_num_threads(2)
     x, weights, states = random_problem(cell, *sizes, dtype)
     problem = random_problem(cell, *sizes, dtype)
@@ -417,7 +440,9 @@ def test_the_layout_of_arrays_changes_no_bit_and_inputs_are_not_written(
     )
     unusual_dy = [laid_out(d) for d in dy]
     plain, plain_dy = unusual.astype(dtype), [d.astype(dtype, order="C") for d in unusual_dy]
-    plain = type(plain)(*[[np.array(a, order="C") for a in f] if isinstance(f, list) else f.copy() for f in plain])
+    plain = type(plain)(
+        *[[np.array(a, order="C") for a in f] if isinstance(f, list) else f.copy() for f in plain]
+    )
 
     options = {"return_sequences": return_sequences, "go_backwards": True}
     expected = forward_and_backward(FUNCTIONS[cell], plain, plain_dy, **options)
@@ -453,7 +478,9 @@ def test_results_own_their_memory_and_share_it_with_nothing(dtype, cell, return_
     for T in (problem.x.shape[1], 0):
         short = problem._replace(x=problem.x[:, :T])
         results = forward_and_backward(functions, short, dy, return_sequences=return_sequences).arrays()
-        inference = functions.run(short.x, *short.weights, return_sequences=return_sequences, return_state=True)
+        inference = functions.run(
+            short.x, *short.weights, return_sequences=return_sequences, return_state=True
+        )
         new = [*results, *inference]
         assert all(a.flags.owndata and a.flags.writeable for a in new)
         others = [short.x, *short.weights, *short.initial_state, *dys]
@@ -471,7 +498,9 @@ def test_changing_the_outputs_changes_no_gradient(isa, dtype, cell):
             o[...] = np.nan
         return dy
 
-    results = [forward_and_backward(FUNCTIONS[cell], problem, partial(dy, spoil=spoil)) for spoil in (False, True)]
+    results = [
+        forward_and_backward(FUNCTIONS[cell], problem, partial(dy, spoil=spoil)) for spoil in (False, True)
+    ]
     assert_same_bits(*([r.gradients.x, *r.gradients.weights, *r.gradients.initial_state] for r in results))
 
 
@@ -479,7 +508,9 @@ def test_a_tape_keeps_alive_what_it_refers_to(cell):
     problem = random_problem(cell, *SMALL)
     expected = forward_and_backward(FUNCTIONS[cell], problem).gradients
     copy = problem.astype("float64")
-    outputs, tape = FUNCTIONS[cell].forward(copy.x, *copy.weights, initial_state=copy.initial_state, **ALL_OUTPUTS)
+    outputs, tape = FUNCTIONS[cell].forward(
+        copy.x, *copy.weights, initial_state=copy.initial_state, **ALL_OUTPUTS
+    )
     dy = random_gradients(outputs)
     del copy, outputs
     gc.collect()
@@ -504,6 +535,7 @@ def lstm_arguments(dtype="float32"):
 
 
 STATE = np.full((2, 4), 0.1, "float32")
+NOT_MASKED = "must be a plain array, got a masked array, whose mask would be lost; fill it first"
 
 
 def with_wrong(argument, value, dtype="float32"):
@@ -528,16 +560,35 @@ def _still_works(request):
 
 @pytest.mark.parametrize("argument", ["x", "kernel", "recurrent_kernel", "bias", "initial_state[1]"])
 @pytest.mark.parametrize(
-    "given", ["int32", "int64", "uint8", "bool", "float16", "longdouble", "complex64", "object", "U3", "S3", ">", "other"]
+    "given",
+    [
+        "int32",
+        "int64",
+        "uint8",
+        "bool",
+        "float16",
+        "longdouble",
+        "complex64",
+        "object",
+        "U3",
+        "S3",
+        ">",
+        "other",
+    ],
 )
 def test_arrays_of_another_dtype_are_refused(dtype, argument, given):
-    given = {">": np.dtype(dtype).newbyteorder(">"), "other": {"float32": "float64", "float64": "float32"}[dtype]}.get(
-        given, given
-    )
+    given = {
+        ">": np.dtype(dtype).newbyteorder(">"),
+        "other": {"float32": "float64", "float64": "float32"}[dtype],
+    }.get(given, given)
     shapes = {name: a.shape for name, a in lstm_arguments().items()} | {"initial_state[1]": (2, 4)}
     got = np.dtype(given)
     if argument == "kernel" and got in ("float32", "float64"):
-        what, must, remedy = "recurrent_kernel", f"{got} like the kernel, got {dtype}", "all weights have one dtype"
+        what, must, remedy = (
+            "recurrent_kernel",
+            f"{got} like the kernel, got {dtype}",
+            "all weights have one dtype",
+        )
     elif argument == "kernel":
         what, must = argument, f"float32 or float64 in native byte order, got {got}"
         remedy = 'convert it with kernel.astype("float32")'
@@ -555,7 +606,7 @@ def test_arrays_of_another_dtype_are_refused(dtype, argument, given):
     "value", [[[[1.0]]], (), 3, "abc", np.float32(1), memoryview(b"abcd"), {}], ids=lambda v: type(v).__name__
 )
 def test_what_is_no_array_is_refused(argument, value):
-    message = f"functional.lstm: {argument} must be a NumPy array, got {type(value).__name__}; convert it with np.asarray"
+    message = f"{argument} must be a NumPy array, got {type(value).__name__}; convert it with np.asarray"
     with pytest.raises(TypeError, match=exactly(message)):
         with_wrong(argument, value)
 
@@ -570,8 +621,7 @@ def test_none_is_refused_where_an_array_is_needed(argument):
 @pytest.mark.parametrize("argument", ["x", "kernel", "recurrent_kernel", "bias", "initial_state[1]"])
 def test_masked_arrays_are_refused(argument):
     value = np.ma.array((lstm_arguments() | {"initial_state[1]": STATE})[argument])
-    message = f"functional.lstm: {argument} must be a plain array, got a masked array, whose mask would be lost; fill it first"
-    with pytest.raises(TypeError, match=exactly(message)):
+    with pytest.raises(TypeError, match=exactly(f"functional.lstm: {argument} {NOT_MASKED}")):
         with_wrong(argument, value)
 
 
@@ -582,18 +632,35 @@ def zeros(*shape):
 @pytest.mark.parametrize(
     "argument, value, message",
     [
-        ("x", zeros(5, 3), "x must have shape [batch, time, features], got (5, 3); add a time axis with x[:, None, :]"),
+        (
+            "x",
+            zeros(5, 3),
+            "x must have shape [batch, time, features], got (5, 3); add a time axis with x[:, None, :]",
+        ),
         ("x", zeros(3), "x must have shape [batch, time, features], got (3,)"),
         ("x", zeros(), "x must have shape [batch, time, features], got ()"),
         ("x", zeros(1, 2, 5, 3), "x must have shape [batch, time, features], got (1, 2, 5, 3)"),
-        ("x", zeros(2, 5, 2), "x must have 3 features to go with a kernel of shape (3, 16), got 2 in shape (2, 5, 2)"),
-        ("x", zeros(2, 5, 0), "x must have 3 features to go with a kernel of shape (3, 16), got 0 in shape (2, 5, 0)"),
-        ("kernel", zeros(2, 16), "x must have 2 features to go with a kernel of shape (2, 16), got 3 in shape (2, 5, 3)"),
+        (
+            "x",
+            zeros(2, 5, 2),
+            "x must have 3 features to go with a kernel of shape (3, 16), got 2 in shape (2, 5, 2)",
+        ),
+        (
+            "x",
+            zeros(2, 5, 0),
+            "x must have 3 features to go with a kernel of shape (3, 16), got 0 in shape (2, 5, 0)",
+        ),
+        (
+            "kernel",
+            zeros(2, 16),
+            "x must have 2 features to go with a kernel of shape (2, 16), got 3 in shape (2, 5, 3)",
+        ),
         *[
             (
                 "kernel",
                 zeros(*shape),
-                f"kernel must have shape [features, 16] to go with a recurrent_kernel of shape (4, 16), got {shape}",
+                "kernel must have shape [features, 16] to go with a recurrent_kernel of shape (4, 16), "
+                f"got {shape}",
             )
             for shape in [(), (16,), (3, 15), (3, 12), (16, 3), (1, 3, 16), (3, 0)]
         ],
@@ -628,9 +695,13 @@ def test_arrays_of_another_shape_are_refused(argument, value, message):
         with_wrong(argument, value)
 
 
-@pytest.mark.parametrize("value", [STATE, np.stack([STATE, STATE]), {}, 3, "hc", iter([STATE, STATE])], ids=type)
+@pytest.mark.parametrize(
+    "value", [STATE, np.stack([STATE, STATE]), {}, 3, "hc", iter([STATE, STATE])], ids=type
+)
 def test_two_states_that_are_no_list_are_refused(value):
-    message = f"functional.lstm: initial_state must be a list or tuple of 2 arrays, got {type(value).__name__}"
+    message = (
+        f"functional.lstm: initial_state must be a list or tuple of 2 arrays, got {type(value).__name__}"
+    )
     with pytest.raises(TypeError, match=exactly(message)):
         with_wrong("initial_state", value)
 
@@ -652,7 +723,7 @@ def test_two_states_that_are_no_list_are_refused(value):
         (
             np.ma.array(STATE),
             TypeError,
-            "initial_state must be a plain array, got a masked array, whose mask would be lost; fill it first",
+            f"initial_state {NOT_MASKED}",
         ),
         (3, TypeError, "initial_state must be a list or tuple of 1 arrays, got int"),
     ],
@@ -678,7 +749,9 @@ def test_a_wrong_state_of_a_cell_with_one_is_refused(cell, value, error, message
 )
 def test_a_bias_of_another_cell_is_refused(cell, shape, expected):
     kernel, recurrent_kernel, _ = (zeros(*shape) for shape in weight_shapes(cell, 3, 4))
-    with pytest.raises(ValueError, match=exactly(f"{NAMES[cell]}: bias must have shape {expected}, got {shape}")):
+    with pytest.raises(
+        ValueError, match=exactly(f"{NAMES[cell]}: bias must have shape {expected}, got {shape}")
+    ):
         FUNCTIONS[cell].run(zeros(2, 5, 3), kernel, recurrent_kernel, zeros(*shape))
 
 
@@ -712,15 +785,15 @@ def test_options_that_are_no_bools_are_refused_without_a_dump_of_the_arrays(opti
 @pytest.mark.parametrize(
     "x, states, error, message",
     [
-        (zeros(2, 5, 3), None, ValueError, "x must have shape [batch, 3], one time step, got (2, 5, 3)"),
-        (zeros(2, 2), None, ValueError, "x must have shape [batch, 3], one time step, got (2, 2)"),
-        (zeros(3), None, ValueError, "x must have shape [batch, 3], one time step, got (3,)"),
-        ([[1.0]], None, TypeError, "x must be a NumPy array, got list; convert it with np.asarray"),
+        (zeros(2, 5, 3), None, ValueError, "x_t must have shape [batch, 3], one time step, got (2, 5, 3)"),
+        (zeros(2, 2), None, ValueError, "x_t must have shape [batch, 3], one time step, got (2, 2)"),
+        (zeros(3), None, ValueError, "x_t must have shape [batch, 3], one time step, got (3,)"),
+        ([[1.0]], None, TypeError, "x_t must be a NumPy array, got list; convert it with np.asarray"),
         (
             zeros(2, 3).astype(">f4"),
             None,
             TypeError,
-            'x must be float32 like the weights, got >f4; convert it with x.astype("float32")',
+            'x_t must be float32 like the weights, got >f4; convert it with x_t.astype("float32")',
         ),
         (zeros(2, 3), [STATE], ValueError, "states must have 2 items, got 1"),
         (zeros(2, 3), STATE, TypeError, "states must be a list or tuple of 2 arrays, got ndarray"),
@@ -769,7 +842,8 @@ def test_wrong_arguments_of_a_step_are_refused(x, states, error, message):
                 {},
                 STATE.astype(given),
                 TypeError,
-                f'dy must be float32 like the weights, got {np.dtype(given)}; convert it with dy.astype("float32")',
+                f"dy must be float32 like the weights, got {np.dtype(given)}; "
+                'convert it with dy.astype("float32")',
             )
             for given in ["float64", ">f4", "int32", "complex64", "object", "bool", "float16"]
         ],
@@ -779,7 +853,7 @@ def test_wrong_arguments_of_a_step_are_refused(x, states, error, message):
             {},
             np.ma.array(STATE),
             TypeError,
-            "dy must be a plain array, got a masked array, whose mask would be lost; fill it first",
+            f"dy {NOT_MASKED}",
         ),
         *[
             ({"return_state": True}, [STATE] * n, ValueError, f"dy must have 3 items, got {n}")
@@ -834,7 +908,9 @@ def test_the_tape_of_another_function_is_refused(cell, other):
         other = "lstm" if cell != "lstm" else "gru"  # both kinds of GRU have one backward
     y, tape = FUNCTIONS[other].forward(zeros(2, 5, 3), *(zeros(*s) for s in weight_shapes(other, 3, 4)))
     function = FUNCTIONS[cell].backward.__name__.removesuffix("_backward")
-    message = f"functional.{function}_backward: the tape must come from {function}_forward, got one of a {other} cell"
+    message = (
+        f"functional.{function}_backward: the tape must come from {function}_forward, got one of a {other} cell"
+    )
     with pytest.raises(ValueError, match=exactly(message)):
         FUNCTIONS[cell].backward(y, tape)
     FUNCTIONS[other].backward(y, tape)
@@ -876,7 +952,9 @@ PETABYTES = r"^Unable to allocate [\d.]+ [PE]iB for an array with shape .* and d
 
 @pytest.mark.parametrize("function", [functional.lstm, functional.lstm_forward])
 @pytest.mark.parametrize("options", [{}, {"return_sequences": True}, {"return_state": True}], ids=str)
-@pytest.mark.parametrize("batch, error", [(2**55, MemoryError), (2**59, ValueError)], ids=["memory", "address_space"])
+@pytest.mark.parametrize(
+    "batch, error", [(2**55, MemoryError), (2**59, ValueError)], ids=["memory", "address_space"]
+)
 def test_a_batch_that_no_memory_holds_is_refused_at_once(function, options, batch, error):
     what, shape = ("the output", (batch, 1, 4)) if "return_sequences" in options else ("a state", (batch, 4))
     message = f"functional.lstm: {what} of shape {shape} is larger than the address space; use smaller sizes"
@@ -892,7 +970,8 @@ def test_a_batch_that_no_memory_holds_is_refused_at_once(function, options, batc
             2**58,
             ValueError,
             exactly(
-                f"functional.lstm: the tape of shape ({2**58}, 1, 6, 4) is larger than the address space; use smaller sizes"
+                f"functional.lstm: the tape of shape ({2**58}, 1, 6, 4) is larger than the address space; "
+                "use smaller sizes"
             ),
         ),
     ],
@@ -937,7 +1016,9 @@ def special(a):
 @np.errstate(all="ignore")
 def assert_special_values_go_as_in_the_reference(cell, problem, dy=random_gradients):
     """The reference runs in the same dtype here: where a gate saturates depends on it."""
-    actual, expected = (forward_and_backward(functions[cell], problem, dy) for functions in (FUNCTIONS, CELLS))
+    actual, expected = (
+        forward_and_backward(functions[cell], problem, dy) for functions in (FUNCTIONS, CELLS)
+    )
     for i, (a, e) in enumerate(zip(actual.arrays(), expected.arrays(), strict=True)):
         np.testing.assert_array_equal(special(a), special(e), err_msg=f"array {i}")
         finite = np.isfinite(e)
@@ -947,7 +1028,9 @@ def assert_special_values_go_as_in_the_reference(cell, problem, dy=random_gradie
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
-@pytest.mark.parametrize("where", ["x", "kernel", "recurrent_kernel", "bias", "h", "last_state", "dy", "last_dy"])
+@pytest.mark.parametrize(
+    "where", ["x", "kernel", "recurrent_kernel", "bias", "h", "last_state", "dy", "last_dy"]
+)
 def test_nan_and_infinity_go_through_as_in_the_reference(isa, dtype, cell, where, value):
     problem = random_problem(cell, *SMALL, dtype)
     dy = random_gradients(FUNCTIONS[cell].run(problem.x, *problem.weights, **ALL_OUTPUTS))
@@ -963,7 +1046,10 @@ def test_nan_and_infinity_go_through_as_in_the_reference(isa, dtype, cell, where
     assert_special_values_go_as_in_the_reference(cell, problem, dy)
 
 
-@given(data=st.data(), sizes=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 9)))
+@given(
+    data=st.data(),
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 9)),
+)
 def test_any_mixture_of_special_values_goes_through_as_in_the_reference(isa, dtype, cell, data, sizes):
     problem = random_problem(cell, *sizes, dtype)
     values = st.sampled_from([0.5, 0.0, -0.0, 1.0, np.nan, np.inf, -np.inf])
@@ -1007,7 +1093,9 @@ def test_denormals_go_through(isa, dtype, cell):
     problem = random_problem(cell, *SMALL, dtype, bias=False)
     for w in problem.weights:
         w[...] = np.sign(w)
-    problem = problem._replace(x=np.round(problem.x * 99) * tiny, initial_state=[s * 99 * tiny for s in problem.initial_state])
+    problem = problem._replace(
+        x=np.round(problem.x * 99) * tiny, initial_state=[s * 99 * tiny for s in problem.initial_state]
+    )
     actual = forward_and_backward(FUNCTIONS[cell], problem).outputs
     expected = forward_and_backward(CELLS[cell], problem).outputs
     for a, e in zip(actual, expected, strict=True):

@@ -13,7 +13,10 @@ import pytest
 import fastrnn
 
 # `__main__` runs the command line when it is imported.
-MODULES = ["fastrnn", *(m.name for m in pkgutil.walk_packages(fastrnn.__path__, "fastrnn.") if "__main__" not in m.name)]
+MODULES = [
+    "fastrnn",
+    *(m.name for m in pkgutil.walk_packages(fastrnn.__path__, "fastrnn.") if "__main__" not in m.name),
+]
 PUBLIC_MODULES = [name for name in MODULES if "._" not in name]
 
 
@@ -57,9 +60,11 @@ def test_every_name_in_all_exists(name):
 
 
 def public_objects(module):
-    """Names and objects: modules' functions and classes (those in __all__ if there is one), and classes' own members."""
+    """A module's functions and classes (those in __all__ if there is one) and the classes' members, by name."""
     names = getattr(module, "__all__", None) or [
-        n for n, o in vars(module).items() if not n.startswith("_") and getattr(o, "__module__", "") == module.__name__
+        n
+        for n, o in vars(module).items()
+        if not n.startswith("_") and getattr(o, "__module__", "") == module.__name__
     ]
     for name in names:
         value = getattr(module, name)
@@ -69,7 +74,8 @@ def public_objects(module):
             yield from (
                 (f"{name}.{n}", getattr(value, n))
                 for n, o in vars(value).items()
-                if not n.startswith("_") and (inspect.isroutine(o) or isinstance(o, property | classmethod | staticmethod))
+                if not n.startswith("_")
+                and (inspect.isroutine(o) or isinstance(o, property | classmethod | staticmethod))
             )
 
 
@@ -128,7 +134,7 @@ def test_the_stub_names_what_the_compiled_module_has():
 
 
 def test_the_stub_names_the_arguments_that_the_compiled_module_takes():
-    """As pybind11 writes them in the first line of a docstring: name(a: type, *, b: type = default) -> type."""
+    """pybind11 writes them into the first line of a docstring: name(a: type, *, b: type = default) -> type."""
     for name, node in defined(stub().body).items():
         value = getattr(fastrnn._core, name)
         if isinstance(node, ast.FunctionDef) and "Overloaded function" not in value.__doc__:

@@ -68,53 +68,69 @@ def test_a_number_of_threads_out_of_range_is_refused(n):
     ids=str,
 )
 def test_openmp_variables_give_the_number_of_threads(run_python, variables, threads):
-    code = PROGRAM + """
+    code = (
+        PROGRAM
+        + """
     compute()
     print(fastrnn.get_num_threads())
     """
+    )
     assert run_python(code, **(UNSET | variables)) == f"{threads}\n"
 
 
 def test_a_number_that_was_set_counts_more_than_openmp_variables(run_python):
-    code = PROGRAM + """
+    code = (
+        PROGRAM
+        + """
     fastrnn.set_num_threads(3)
     compute()
     print(fastrnn.get_num_threads())
     """
+    )
     assert run_python(code, **(UNSET | {"OMP_NUM_THREADS": "1"})) == "3\n"
 
 
 @needs_affinity
 def test_processors_taken_away_before_the_import_are_not_used(run_python):
-    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])" + PROGRAM.replace("\n    ", "\n")
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])" + PROGRAM.replace(
+        "\n    ", "\n"
+    )
     assert run_python(code + "compute()\nprint(fastrnn.get_num_threads())", **UNSET) == "1\n"
 
 
 @needs_affinity
 def test_processors_taken_away_after_the_import_are_not_used(run_python):
-    code = PROGRAM + """
+    code = (
+        PROGRAM
+        + """
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     compute()
     print(fastrnn.get_num_threads())
     """
+    )
     assert run_python(code, **UNSET) == "1\n"
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts the threads of a process in /proc")
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_call_starts_no_more_threads_than_were_set(run_python, n):
-    code = PROGRAM + f"""
+    code = (
+        PROGRAM
+        + f"""
     before = len(os.listdir("/proc/self/task"))
     fastrnn.set_num_threads({n})
     compute()
     print(len(os.listdir("/proc/self/task")) - before)
     """
+    )
     assert run_python(code, **UNSET) == f"{n - 1}\n"
 
 
 def test_threadpoolctl_limits_the_threads_of_a_process_that_set_none(run_python):
     pytest.importorskip("threadpoolctl", reason="limits threads with threadpoolctl, which is not installed")
-    code = PROGRAM + """
+    code = (
+        PROGRAM
+        + """
     from threadpoolctl import threadpool_limits
 
     before = fastrnn.get_num_threads()
@@ -122,6 +138,7 @@ def test_threadpoolctl_limits_the_threads_of_a_process_that_set_none(run_python)
         print(fastrnn.get_num_threads())
     assert fastrnn.get_num_threads() == before
     """
+    )
     assert run_python(code, **(UNSET | {"OMP_NUM_THREADS": "4"})) == "1\n"
 
 
@@ -183,15 +200,22 @@ def test_an_instruction_set_that_is_no_string_is_refused(name):
 
 @pytest.mark.parametrize("value", [None, "", *fastrnn.available_isas()])
 def test_the_best_instruction_set_is_used_unless_the_environment_names_one(run_python, value):
-    code = PROGRAM + """
+    code = (
+        PROGRAM
+        + """
     compute()
     print(fastrnn.get_isa())
     """
-    assert run_python(code, **(UNSET | {"FASTRNN_ISA": value})).strip() == (value or fastrnn.available_isas()[-1])
+    )
+    assert run_python(code, **(UNSET | {"FASTRNN_ISA": value})).strip() == (
+        value or fastrnn.available_isas()[-1]
+    )
 
 
 def test_an_unknown_instruction_set_in_the_environment_is_an_error_at_first_use(run_python):
-    code = PROGRAM + """
+    code = (
+        PROGRAM
+        + """
     print(*fastrnn.available_isas())
     for use in (compute, fastrnn.get_isa, fastrnn.show_config, compute):
         try:
@@ -201,9 +225,10 @@ def test_an_unknown_instruction_set_in_the_environment_is_an_error_at_first_use(
     fastrnn.set_isa(fastrnn.available_isas()[0])
     compute()
     """
+    )
     message = (
-        f"FASTRNN_ISA: the instruction set must be one that is compiled in and runs on this processor ({available}), "
-        "got 'sse9'"
+        "FASTRNN_ISA: the instruction set must be one that is compiled in and runs on this processor "
+        f"({available}), got 'sse9'"
     )
     lines = run_python(code, **(UNSET | {"FASTRNN_ISA": "sse9"})).splitlines()
     assert lines[0] == available.replace(",", "")

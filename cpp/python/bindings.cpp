@@ -237,10 +237,11 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
   }
 
   py::tuple step(const py::array& x_in, py::handle states_in) const override {
-    require_dtype<T>(x_in, name, "x");
+    const std::string where = name + ".step";
+    require_dtype<T>(x_in, where, "x_t");
     if (x_in.ndim() != 2 || x_in.shape(1) != inputs)
       throw py::value_error(
-          text(name, ".step: x must have shape [batch, ", inputs, "], one time step, got ", to_text(shape_of(x_in))));
+          text(where, ": x_t must have shape [batch, ", inputs, "], one time step, got ", to_text(shape_of(x_in))));
     const py::array x = rows_contiguous<T>(x_in);
     const Index B = x.shape(0);
     py::object initial[kMaxStates];
@@ -253,12 +254,12 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     call.x_time_stride = 0;
     for (int s = 0; s < traits.states; ++s)
       call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
-    auto y = empty<T>({B, units}, name, "the output");
+    auto y = empty<T>({B, units}, where, "the output");
     call.y = y.mutable_data();
     call.y_batch_stride = units;
     py::tuple states(traits.states);
     for (int s = 0; s < traits.states; ++s) {
-      auto state = empty<T>({B, units}, name, "a state");
+      auto state = empty<T>({B, units}, where, "a state");
       call.final_state[s] = state.mutable_data();
       states[s] = state;
     }
@@ -502,10 +503,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("backward", &backward, py::arg("dy"), py::arg("tape"));
   m.def(
       "step",
-      [](const Weights& w, py::handle x, py::handle states) {
-        return w.step(as_array(x, w.name + ".step", "x"), states);
+      [](const Weights& w, py::handle x_t, py::handle states) {
+        return w.step(as_array(x_t, w.name + ".step", "x_t"), states);
       },
-      py::arg("weights"), py::arg("x"), py::arg("states") = py::none());
+      py::arg("weights"), py::arg("x_t"), py::arg("states") = py::none());
 
   m.def("tanh", &elementwise<float, fastrnn::tanh<float>>, py::arg("x").noconvert());
   m.def("tanh", &elementwise<double, fastrnn::tanh<double>>, py::arg("x").noconvert());

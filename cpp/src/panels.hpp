@@ -3,6 +3,7 @@
 
 #include "cells/cell.hpp"
 #include "gemm.hpp"
+#include "team.hpp"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
@@ -95,12 +96,15 @@ void pack_transposed_block(const MatrixView<T>& source, Index rows, Index units,
   const Index width = outputs.used(block) * kLanes<V>, valid = outputs.valid(block);
   panel += outputs.first(block) * S::gates * units;
   for (Index p = 0; p < blocks.count(); ++p)
-    for (int g = 0; g < S::gates; ++g)
-      for (Index u = 0; u < blocks.valid(p); ++u, panel += width) {
-        const T* from = source.data + outputs.first(block) * source.row_stride +
-                        ((S::first_gate + g) * units + blocks.first(p) + u) * source.column_stride;
-        for (Index r = 0; r < width; ++r) panel[r] = r < valid ? from[r * source.row_stride] : T(0);
+    for (int g = 0; g < S::gates; ++g) {
+      const Index units_here = blocks.valid(p);
+      for (Index r = 0; r < width; ++r) {  // along the rows of the source: its lines are read once
+        const T* from = source.data + (outputs.first(block) + r) * source.row_stride +
+                        ((S::first_gate + g) * units + blocks.first(p)) * source.column_stride;
+        for (Index u = 0; u < units_here; ++u) panel[u * width + r] = r < valid ? from[u * source.column_stride] : T(0);
       }
+      panel += units_here * width;
+    }
 }
 
 /// The bias of one unit block, summed into the sums that its rows belong to: row 0 to those of x.W, row 1 to those of
@@ -129,22 +133,20 @@ void pack(const Weights<T>& w, Pass pass, T* packed, int threads) {
     using S = decltype(stage);
     if (pass == Pass::forward) {
       const Index blocks = UnitBlocks<S, Vec<T>>{w.units}.count();
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-      for (Index block = 0; block < blocks; ++block) {
+      parallel_for(threads, blocks, [&](Index block) {
         pack_bias_block<Cell, S>(w.bias, w.units, block, panels.bias[s]);
         pack_block<S>(w.kernel, w.inputs, w.units, block, panels.kernel[s]);
         pack_block<S>(w.recurrent_kernel, w.units, w.units, block, panels.recurrent[s]);
-      }
+      });
     } else {
       const Index kernel_blocks = OutputBlocks<Vec<T>>{w.inputs}.count();
       const Index blocks = kernel_blocks + OutputBlocks<Vec<T>>{w.units}.count();
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-      for (Index block = 0; block < blocks; ++block) {
+      parallel_for(threads, blocks, [&](Index block) {
         if (block < kernel_blocks)
           pack_transposed_block<S>(w.kernel, w.inputs, w.units, block, panels.kernel[s]);
         else
           pack_transposed_block<S>(w.recurrent_kernel, w.units, w.units, block - kernel_blocks, panels.recurrent[s]);
-      }
+      });
     }
   });
 }

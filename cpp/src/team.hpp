@@ -100,6 +100,17 @@ bool run_team(int threads, const Interrupt& interrupt, const Body& body) {
   return !control.stopped;
 }
 
+/// Call f(i) for i in [0, n), on `threads` threads; one thread means no OpenMP at all.
+template <class F>
+void parallel_for(int threads, Index n, const F& f) {
+  if (threads == 1) {
+    for (Index i = 0; i < n; ++i) f(i);
+    return;
+  }
+#pragma omp parallel for num_threads(threads)
+  for (Index i = 0; i < n; ++i) f(i);
+}
+
 /// How one call is divided. By rows: each thread takes some rows of the batch through all time steps and never waits
 /// for another. By units: all threads work on all rows, each on some of the units, and meet in a barrier after every
 /// step; each core's share of the weights can then stay in its own cache.
