@@ -1,4 +1,4 @@
-"""The instruction sets that the kernel tests cover, proof that each ran, and a runtime left as it was found."""
+"""The instruction sets that kernel tests cover, proof that each ran, and a runtime left as it was found."""
 
 import os
 import subprocess
@@ -51,7 +51,7 @@ def pytest_report_header():
 class CoveredIsasRan:
     """Makes a full run fail in which a covered instruction set executed no test.
 
-    The fixture `isa` writes the instruction set in use into its test's report: that works under pytest-xdist too.
+    The fixture `isa` writes the instruction set into its test's report, which pytest-xdist hands on.
     """
 
     def __init__(self, config):
@@ -129,7 +129,7 @@ def cell(request):
 
 @pytest.fixture
 def run_python():
-    """Runs code in an interpreter of its own and returns what it printed; environment: None unsets a variable."""
+    """Runs code in an interpreter of its own and returns what it printed; None unsets a variable."""
 
     def run(code, **environment):
         done = subprocess.run(

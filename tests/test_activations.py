@@ -36,7 +36,7 @@ def exact(name, x):
 
 
 def ulp_errors(y, true):
-    """|y - true| in units in the last place of the true value as a number of y's dtype; 0 where both are NaN."""
+    """|y - true| in units in the last place of the true value in y's dtype; 0 where both are NaN."""
     info = np.finfo(y.dtype)
     _, exponent = np.frexp(true)  # |true| = m 2^exponent, m in [1/2, 1)
     ulp = np.ldexp(true.dtype.type(1), np.maximum(exponent - 1, info.minexp) - info.nmant)
@@ -46,8 +46,8 @@ def ulp_errors(y, true):
 
 @functools.cache
 def sample(dtype):
-    """2^22 bit patterns (float64: 2^20) at even distances over all that exist, half of the float64 ones over the range in
-    which the functions change; every power of two with its neighbours; zeros, denormals, infinities, NaN."""
+    """2^22 bit patterns (float64: 2^19) at even distances over all that exist, 2^19 numbers over the range in
+    which the functions change, every power of two with its neighbours, and the special values."""
     info = np.finfo(dtype)
     bits, count = {"float32": ("u4", 2**22), "float64": ("u8", 2**19)}[dtype]
     step = 2 ** (8 * np.dtype(bits).itemsize) // count

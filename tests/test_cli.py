@@ -1,10 +1,13 @@
 """The command line: what it prints, what it refuses, and how it ends."""
 
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
 import sysconfig
+import termios
 from pathlib import Path
 
 import pytest
@@ -253,6 +256,7 @@ def test_closed_output_ends_quietly(text_file, tmp_path):
 
 def test_progress_bar_is_drawn_on_a_terminal_alone(text_file):
     terminal, end = os.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     arguments = ["demo", "--text", text_file, *TINY, "--sample-length", "0"]
     with subprocess.Popen(
         MODULE + arguments, stdout=subprocess.PIPE, stderr=end, text=True, env=ONE_THREAD

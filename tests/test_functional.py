@@ -18,6 +18,7 @@ from support import (
     CELLS,
     GATES,
     STATES,
+    Problem,
     as_list,
     assert_close,
     finite_differences,
@@ -51,9 +52,9 @@ FUNCTIONS = {
 }
 NAMES = {cell: f"functional.{'gru' if cell == 'gru_reset_before' else cell}" for cell in CELLS}  # in messages
 
-# The largest error of an array, relative to its largest element. float64: the promise. float32: 42 eps are the
-# worst of all sizes and options below, in a gradient after 70 steps (14 eps in outputs); three times that lets
-# another order of summation pass, and no error that grows with a size.
+# The largest error of an array, relative to its largest element. float64: the promise. float32: 42 eps are
+# the worst of all sizes and options below, in a gradient after 70 steps (14 eps in outputs); three times that
+# lets another order of summation pass, and no error that grows with a size.
 TOLERANCE = {"float32": 128 * 2.0**-23, "float64": 1e-12}
 
 # A call is named by its sizes (B, T, I, H).
@@ -243,9 +244,9 @@ def test_without_any_gradient_all_gradients_are_zero(cell, return_sequences, ret
 def test_a_step_gives_what_a_sequence_of_one_step_gives(isa, dtype, cell):
     x, weights, states = random_problem(cell, 3, 1, 2, 5, dtype)
     prepared = functional.Weights(cell, *weights)
-    for given in (states, None, [None] * len(states)):
-        y, new_states = functional.run_step(prepared, x[:, 0], given)
-        expected = FUNCTIONS[cell].run(x, *weights, initial_state=given, return_state=True)
+    for before in (states, None, [None] * len(states)):
+        y, new_states = functional.run_step(prepared, x[:, 0], before)
+        expected = FUNCTIONS[cell].run(x, *weights, initial_state=before, return_state=True)
         assert_same_bits([y, *new_states], expected)
         assert not any(np.shares_memory(y, s) for s in new_states)
 
@@ -305,7 +306,7 @@ def test_any_sizes_values_and_options_give_what_the_reference_gives(
     )
     for a, e in zip(actual.arrays(), expected.arrays(), strict=True):
         assert a.shape == e.shape
-        # Chosen values may saturate a gate: gradients are tiny, and their error relative to those of the outputs.
+        # Chosen values may saturate a gate: then gradients are tiny, with errors relative to the outputs'.
         assert np.max(np.abs(a - e), initial=0) <= 1e-12 * np.max(np.abs(e), initial=1)
 
 
@@ -433,26 +434,20 @@ def test_the_layout_of_arrays_changes_no_bit_and_inputs_are_not_written(
     def laid_out(a):
         return LAYOUTS[layout](a) if a.ndim > 1 or "repeated" not in layout else repeated(a, 0)
 
-    unusual = problem._replace(
-        x=laid_out(problem.x),
-        weights=[laid_out(w) for w in problem.weights],
-        initial_state=[laid_out(s) for s in problem.initial_state],
-    )
-    unusual_dy = [laid_out(d) for d in dy]
-    plain, plain_dy = unusual.astype(dtype), [d.astype(dtype, order="C") for d in unusual_dy]
-    plain = type(plain)(
-        *[[np.array(a, order="C") for a in f] if isinstance(f, list) else f.copy() for f in plain]
-    )
+    def everywhere(change, problem, dy):
+        x, weights, states = problem
+        return Problem(change(x), [*map(change, weights)], [*map(change, states)]), [*map(change, dy)]
+
+    def arrays(problem, dy):
+        return [problem.x, *problem.weights, *problem.initial_state, *dy]
 
     options = {"return_sequences": return_sequences, "go_backwards": True}
-    expected = forward_and_backward(FUNCTIONS[cell], plain, plain_dy, **options)
-    actual = forward_and_backward(FUNCTIONS[cell], unusual, unusual_dy, **options)
-    assert_same_bits(actual.arrays(), expected.arrays())
-    assert all(type(a) is np.ndarray and a.flags.c_contiguous for a in actual.arrays())
-
-    given = [unusual.x, *unusual.weights, *unusual.initial_state, *unusual_dy]
-    before = [plain.x, *plain.weights, *plain.initial_state, *plain_dy]
-    assert_same_bits(given, before)
+    unusual = everywhere(laid_out, problem, dy)
+    plain = everywhere(partial(np.array, order="C"), *unusual)
+    actual = forward_and_backward(FUNCTIONS[cell], *unusual, **options).arrays()
+    assert_same_bits(actual, forward_and_backward(FUNCTIONS[cell], *plain, **options).arrays())
+    assert all(type(a) is np.ndarray and a.flags.c_contiguous for a in actual)
+    assert_same_bits(arrays(*unusual), arrays(*plain))
 
 
 def test_a_step_takes_any_layout(dtype, cell):
@@ -607,7 +602,7 @@ def test_arrays_of_another_dtype_are_refused(dtype, argument, given):
 )
 def test_what_is_no_array_is_refused(argument, value):
     message = f"{argument} must be a NumPy array, got {type(value).__name__}; convert it with np.asarray"
-    with pytest.raises(TypeError, match=exactly(message)):
+    with pytest.raises(TypeError, match=exactly(f"functional.lstm: {message}")):
         with_wrong(argument, value)
 
 
@@ -909,7 +904,8 @@ def test_the_tape_of_another_function_is_refused(cell, other):
     y, tape = FUNCTIONS[other].forward(zeros(2, 5, 3), *(zeros(*s) for s in weight_shapes(other, 3, 4)))
     function = FUNCTIONS[cell].backward.__name__.removesuffix("_backward")
     message = (
-        f"functional.{function}_backward: the tape must come from {function}_forward, got one of a {other} cell"
+        f"functional.{function}_backward: the tape must come from {function}_forward, "
+        f"got one of a {other} cell"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         FUNCTIONS[cell].backward(y, tape)

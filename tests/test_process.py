@@ -23,7 +23,7 @@ one_or_two_threads = pytest.mark.parametrize("threads", [1, 2], ids=["one_thread
 # ---- Scripts ----
 
 PRELUDE = '''
-import faulthandler, hashlib, os, signal, sys, threading, time, traceback
+import faulthandler, hashlib, os, resource, signal, sys, threading, time, traceback
 import numpy as np
 import fastrnn
 
@@ -77,6 +77,12 @@ def os_threads():
     return len(os.listdir("/proc/self/task"))
 
 
+def memory(field):
+    """Bytes in use by this process: its address space (0), or what lies in memory of it (1)."""
+    with open("/proc/self/statm") as line:
+        return int(line.read().split()[field]) * resource.getpagesize()
+
+
 def status_of_child(run, seconds=15):
     """How a forked child that calls `run` ends: 0 is well, -14 a hang, of which it prints the traceback."""
     sys.stdout.flush()
@@ -97,7 +103,7 @@ def check(actual, expected):
     assert actual == expected, (actual, expected)
 
 
-def send_soon(signal_number, after=0.3):
+def send_soon(signal_number, after):
     """Send this process a signal a little later; the list will hold the time at which it was sent."""
     sent = []
 
@@ -110,9 +116,9 @@ def send_soon(signal_number, after=0.3):
     return sent
 
 
-def stop(call, raised=KeyboardInterrupt, signal_number=signal.SIGINT):
+def stop(call, raised=KeyboardInterrupt, signal_number=signal.SIGINT, after=0.3):
     """Seconds from a signal to the exception that it raises in a call."""
-    sent = send_soon(signal_number)
+    sent = send_soon(signal_number, after)
     try:
         call()
     except raised:
@@ -237,9 +243,9 @@ def test_other_python_threads_run_during_inference_training_and_step(threads):
             return lambda: wide.step(repeated(B, 1, 4096)[:, 0])
 
         for call in inference, forward, backward, step:
-            n = counted(call, 500, 0.5)
+            n = counted(call, 500, 0.3)
             print(f"{call.__name__}: {n}")
-            assert n >= 20, f"{call.__name__}: another thread ran {n} times"  # with the GIL held: 0 to 2
+            assert n >= 10, f"{call.__name__}: another thread ran {n} times"  # with the GIL held: 0 to 2
         """,
         threads,
         prelude=PRELUDE + COUNTER,
@@ -265,7 +271,7 @@ def test_other_python_threads_run_while_weights_are_packed():
 def test_every_error_leaves_the_gil_with_the_caller_and_the_layer_usable():
     run_script(
         """
-        import ctypes, resource
+        import ctypes
 
         layer = make_layer()
         expected = use(layer)
@@ -305,9 +311,8 @@ def test_every_error_leaves_the_gil_with_the_caller_and_the_layer_usable():
         last = make(fastrnn.LSTM, 256)
         last.build((None, None, 64))
         B = 1 << 20
-        in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         limits = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (in_use + B * 256 * 4 * 3 // 2, limits[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (memory(0) + B * 256 * 4 * 3 // 2, limits[1]))
         fails(MemoryError, lambda: last(repeated(B, 2, 64)))
         resource.setrlimit(resource.RLIMIT_AS, limits)
         check(use(layer), expected)
@@ -664,19 +669,18 @@ def test_ctrl_c_ends_a_long_backward_and_leaves_layer_and_tape_usable(threads):
         threads = int(sys.argv[1])
         fastrnn.set_num_threads(threads)
         layer = make(fastrnn.SimpleRNN, 1024, dtype="float64")
-        x = np.random.default_rng(0).standard_normal((32, 300, 2))
+        x = np.random.default_rng(0).standard_normal((32, 200, 2))
         dy = np.ones((32, 1024))
         y, tape = layer.forward(x)
         expected = digest(y, layer.backward(dy, tape))
 
         _, tape = layer.forward(x)
         fastrnn.set_isa(SLOW)  # the interrupted call only
-        took = stop(lambda: layer.backward(dy, tape))
+        took = stop(lambda: layer.backward(dy, tape), after=0.15)
         fastrnn.set_isa(FAST)
         print(f"backward, {threads} threads: {took:.3f} s from signal to exception")
         check(digest(y, layer.backward(dy, tape)), expected)  # the tape of the interrupted call
-        y, tape = layer.forward(x)
-        check(digest(y, layer.backward(dy, tape)), expected)
+        check(digest(layer(x)), digest(y))
         assert took < 10
         """,
         threads,
@@ -691,7 +695,7 @@ def test_ctrl_c_ends_a_long_call_again_and_again(threads):
         layer = make(fastrnn.LSTM, 64)
         expected = use(layer)
         for B in 32, 1, 32, 1:
-            stop(lambda: layer(repeated(B, 1 << 40, 64)))
+            stop(lambda: layer(repeated(B, 1 << 40, 64)), after=0.1)
             check(use(layer), expected)
         """,
         threads,
@@ -739,20 +743,26 @@ def long_call(layer):
         T *= 2
 
 handled = 0
+handling = False
 at_signal = lambda: None
 
 def handler(signal_number, frame):
-    global handled
-    handled += 1
-    at_signal()
+    global handled, handling
+    if not handling:  # another signal may come meanwhile
+        handling = True
+        at_signal()
+        handling = False
+        handled += 1
 
 def handled_during(call):
     # How often the handler runs during a call, and the call's result. Several times can't be after its end.
     before = handled
     signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
-    result = call()
-    n = handled - before
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        result = call()
+        n = handled - before
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     print(f"handled {n} signals")
     return n, result
 
@@ -805,21 +815,21 @@ def test_signals_during_a_call_in_another_thread_go_to_the_main_thread(threads):
         call, expected = long_call(make(fastrnn.LSTM, 128))
         results = []
 
-        def in_another_thread():
-            thread = threading.Thread(target=lambda: results.append(call()))
-            thread.start()
-            thread.join()
+        def begin():
+            # The call in another thread. The event is for CPython 3.11, where join() can't be interrupted.
+            done = threading.Event()
+            threading.Thread(target=lambda: (results.append(call()), done.set())).start()
+            return done
 
-        n, _ = handled_during(in_another_thread)
+        n, _ = handled_during(lambda: begin().wait())
         check(results, [expected])
         assert n >= 3, f"the handler ran {n} times"
 
-        # Ctrl-C: the main thread is interrupted, the call of the other one ends as if nothing had been.
+        # Ctrl-C: the main thread is interrupted, the other one's call ends as if nothing had been.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        thread = threading.Thread(target=lambda: results.append(call()))
-        thread.start()
-        stop(thread.join)
-        thread.join()
+        done = begin()
+        stop(done.wait, after=0.1)
+        done.wait()
         check(results, [expected] * 2)
         """,
         threads,
@@ -939,7 +949,7 @@ def test_sixteen_threads_may_call_one_layer_while_another_changes_the_instructio
             fastrnn.set_isa(isa)
             return digest(layer.backward(y, tape))
 
-        for make_one in make_layers:
+        for make_one in make_layers[:2]:
             # A call has the bits of one instruction set, backward perhaps those of another than forward.
             allowed = [{} for _ in range(16)]
             fastrnn.set_num_threads(1)
@@ -1185,20 +1195,19 @@ def test_kernels_keep_denormals(threads):
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="sets the bits of MXCSR")
 @pytest.mark.parametrize("pool_made", ["before", "after"])
-@pytest.mark.parametrize("mode", ["flush_to_zero", "round_up"])
-def test_result_does_not_depend_on_threads_in_any_floating_point_mode_of_the_host(mode, pool_made):
-    """OpenMP's threads get the mode that their creator had then, which need not be the caller's of now."""
+def test_result_does_not_depend_on_threads_where_the_host_flushes_denormals(pool_made):
+    """As after torch.set_flush_denormal(True). OpenMP's threads keep the mode in which they were made."""
     run_script(
         """
         import ctypes
 
         libm = ctypes.CDLL("libm.so.6")
-        mode = 0x8040 if sys.argv[1] == "flush_to_zero" else 0x4000
+        flush = 0x8040  # of MXCSR: results to zero, operands as zero
 
         def switch(on):
             environment = (ctypes.c_uint32 * 8)()
             libm.fegetenv(environment)
-            environment[7] = environment[7] | mode if on else environment[7] & ~mode
+            environment[7] = environment[7] | flush if on else environment[7] & ~flush
             libm.fesetenv(environment)
 
         rng = np.random.default_rng(0)
@@ -1207,7 +1216,7 @@ def test_result_does_not_depend_on_threads_in_any_floating_point_mode_of_the_hos
         x[:, ::2] *= 1e20  # half of the sums are denormal
 
         def results():
-            # By threads, with the mode on and then off.
+            # With one thread and with two, flushing and then not.
             found = []
             for on in True, False:
                 for n in 1, 2:
@@ -1220,15 +1229,14 @@ def test_result_does_not_depend_on_threads_in_any_floating_point_mode_of_the_hos
             return found
 
         fastrnn.set_num_threads(2)
-        switch(sys.argv[2] == "after")
+        switch(sys.argv[1] == "after")
         fastrnn.functional.simple_rnn(x, kernel, recurrent_kernel)  # makes the pool
         switch(False)
         on_alone, on_together, off_alone, off_together = results()
-        assert on_alone != off_alone, "the mode changes nothing here, so this tests nothing"
+        assert on_alone != off_alone, "flushing changes nothing here, so this tests nothing"
         check(off_together, off_alone)
         check(on_together, on_alone)
         """,
-        mode,
         pool_made,
     )
 
@@ -1239,12 +1247,15 @@ def test_result_does_not_depend_on_threads_in_any_floating_point_mode_of_the_hos
 def test_memory_does_not_grow_over_thousands_of_calls_and_errors():
     run_script(
         """
-        import gc, resource
+        import gc
 
         fastrnn.set_num_threads(2)
-        layer = make(fastrnn.GRU, 48, return_sequences=True, return_state=True)
-        x = np.random.default_rng(0).standard_normal((16, 40, 32)).astype("float32")  # a tape of 0.6 MB
-        layer(x)
+        layer = make(fastrnn.GRU, 24, return_sequences=True, return_state=True)
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((4, 20, 16)).astype("float32")  # a tape of 38 kB; too little for two threads
+        many = rng.standard_normal((64, 20, 16)).astype("float32")  # enough for two
+        h0 = rng.standard_normal((4, 24)).astype("float32")
+        layer.build(x.shape)
 
         def fails(call, *arguments):
             try:
@@ -1254,32 +1265,34 @@ def test_memory_does_not_grow_over_thousands_of_calls_and_errors():
             raise AssertionError("no error")
 
         def once(i):
-            (y, h), tape = layer.forward(x, initial_state=[x[:, 0, 0, None].repeat(48, 1)])
+            (y, h), tape = layer.forward(x, initial_state=[h0])
             fails(layer.backward, [y, h[1:]], tape)
-            gradients = layer.backward([y, h], tape)
+            layer.backward([y, h], tape)
             fails(layer.backward, [y, h], tape)
             fails(layer, x[:, :, 1:])
             fails(layer, x.astype("int32"))
-            _, unused = layer.forward(x)
+            layer.forward(x)  # a tape that is never used
             layer.step(x[:, 0], [h])
-            if i % 10 == 0:
-                layer.set_weights(layer.get_weights())  # packed anew by the calls that follow
-                fastrnn.set_isa((SLOW, FAST)[i // 10 % 2])
+            if i % 2 == 0:
+                layer.set_weights(layer.get_weights())  # packed anew by the calls that follow: 27 kB
+            if i % 20 == 0:
+                fastrnn.set_isa((SLOW, FAST)[i // 20 % 2])
+                y, tape = layer.forward(many)
+                layer.backward(y, tape)
 
         def in_use():
             gc.collect()
-            pages = int(open("/proc/self/statm").read().split()[1])
-            return pages * resource.getpagesize() / 1e6, sys.getallocatedblocks()
+            return memory(1) / 1e6, sys.getallocatedblocks()
 
         for i in range(300):
             once(i)
-        megabytes, blocks = in_use()
+        before = in_use()
         for i in range(2000):
             once(i)
-        more_megabytes, more_blocks = (now - then for now, then in zip(in_use(), (megabytes, blocks)))
-        print(f"{megabytes:.1f} MB {more_megabytes:+.1f} MB, {blocks} blocks {more_blocks:+}")
-        assert more_megabytes < 20  # one array of 10 kB a round would be as much
-        assert more_blocks < 500  # Python objects: one in four rounds
+        megabytes, blocks = (now - then for now, then in zip(in_use(), before))
+        print(f"{before[0]:.1f} MB {megabytes:+.1f} MB, {before[1]} blocks {blocks:+}")
+        assert megabytes < 10  # 5 kB a round
+        assert blocks < 500  # Python's objects: one in four rounds
         """
     )
 
@@ -1287,7 +1300,7 @@ def test_memory_does_not_grow_over_thousands_of_calls_and_errors():
 def test_memory_does_not_grow_over_interrupted_calls():
     run_script(
         """
-        import gc, resource
+        import gc
 
         fastrnn.set_num_threads(2)
         layer = make(fastrnn.LSTM, 512)
@@ -1313,7 +1326,7 @@ def test_memory_does_not_grow_over_interrupted_calls():
 
         def in_use():
             gc.collect()
-            return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
+            return memory(1) / 1e6
 
         for _ in range(5):
             once()
@@ -1322,6 +1335,6 @@ def test_memory_does_not_grow_over_interrupted_calls():
             once()
         grown = in_use() - before
         print(f"{before:.1f} MB {grown:+.1f} MB")
-        assert grown < 4  # workspace and outputs of a call: 0.3 MB
+        assert grown < 4  # outputs and workspace of one call: 0.3 MB
         """
     )

@@ -196,7 +196,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     const py::array x = checked_x(x_in);
     const Index B = x.shape(0), steps = x.shape(1);
     py::object initial[kMaxStates];
-    checked_states(initial_in, "initial_state", B, initial);
+    checked_states(initial_in, name, "initial_state", B, initial);
 
     fastrnn::Forward<T> call = call_on<fastrnn::Forward<T>>(x, go_backwards, initial);
     py::array y;
@@ -245,7 +245,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     const py::array x = rows_contiguous<T>(x_in);
     const Index B = x.shape(0);
     py::object initial[kMaxStates];
-    checked_states(states_in, "states", B, initial);
+    checked_states(states_in, where, "states", B, initial);
     fastrnn::Forward<T> call{};
     call.batch = B;
     call.time = 1;
@@ -360,24 +360,25 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
   }
 
   /// None, a list of one [B, H] or None per state, or for a cell with one state that array itself.
-  void checked_states(py::handle states, const char* what, Index B, py::object (&to)[kMaxStates]) const {
+  void checked_states(py::handle states, const std::string& where, const char* what, Index B,
+                      py::object (&to)[kMaxStates]) const {
     for (py::object& state : to) state = py::none();
     if (states.is_none()) return;
     if (traits.states == 1 && py::isinstance<py::array>(states)) {
-      to[0] = checked_state(states, what, B);
+      to[0] = checked_state(states, where, what, B);
       return;
     }
-    const py::object items = sequence_of(states, static_cast<std::size_t>(traits.states), name, what);
+    const py::object items = sequence_of(states, static_cast<std::size_t>(traits.states), where, what);
     for (int s = 0; s < traits.states; ++s) {
       const std::string item = text(what, "[", s, "]");
       const py::object state = items[py::int_(s)];
-      if (!state.is_none()) to[s] = checked_state(state, item.c_str(), B);
+      if (!state.is_none()) to[s] = checked_state(state, where, item.c_str(), B);
     }
   }
-  py::array checked_state(py::handle state, const char* what, Index B) const {
-    const py::array a = as_array(state, name, what);
-    require_dtype<T>(a, name, what);
-    require_shape(a, {B, units}, name, what, "batch, units");
+  py::array checked_state(py::handle state, const std::string& where, const char* what, Index B) const {
+    const py::array a = as_array(state, where, what);
+    require_dtype<T>(a, where, what);
+    require_shape(a, {B, units}, where, what, "batch, units");
     return contiguous<T>(a);
   }
 
