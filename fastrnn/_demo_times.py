@@ -39,10 +39,15 @@ def print_times(layer_class: Callable[..., Any], units: int, shape: Shape) -> No
     table.add_column("ratio to fastrnn", justify="right")
     for row, ms in times.items():
         table.add_row(row, f"{ms:.1f}", f"{ms / times['fastrnn']:.2f}")
-    print(f"\n{name}({units}) alone, forward and backward, x {list(shape)}, {threads} threads:")
+    print(f"\n{name}({units}) alone, forward and backward, x {list(shape)}, {count(threads, 'thread')}:")
     Console().print(table)
     if isinstance(torch, str):
         print(torch)
+
+
+def count(number: int, thing: str) -> str:
+    """Return the number with its noun, such as 1 thread, 2 threads."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def best_time(step: Callable[[], None], seconds: float = 1.5) -> float:

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo, parser=demo)
     add = demo.add_argument
     add("--cell", choices=["rnn", "lstm", "gru"], default="lstm", help="the layer (default: %(default)s)")
-    add("--steps", type=_positive, default=1000, metavar="N", help="training steps (default: %(default)s)")
+    add("--steps", type=_positive, default=1400, metavar="N", help="training steps (default: %(default)s)")
     add("--units", type=_positive, default=256, metavar="N", help="units of the layer (default: %(default)s)")
     add(
         "--text",

@@ -25,15 +25,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 import fastrnn
-from fastrnn._demo_times import print_times
+from fastrnn._demo_times import count, print_times
 
 Array = NDArray[Any]  # of float32
 Ids = NDArray[np.int16]
 
-BATCH, TIME = 64, 64
-LEARNING_RATE, CLIP_NORM = 8e-3, 1.0
+BATCH, TIME = 32, 64
+LEARNING_RATE, CLIP_NORM = 1e-2, 1.0
 MOST_CHARACTERS = 128  # in a vocabulary
 LEAST_TEXT = 1000  # characters
+SMOOTH = 25  # training losses are shown as the mean of so many steps
 MOST_VALIDATION = 50_000  # characters of the validation part that are read: a quarter of a second
 
 
@@ -163,7 +164,7 @@ class Model:
 class Adam:
     """Adam (Kingma and Ba, 2014, arXiv 1412.6980) on gradients clipped to a global norm."""
 
-    def __init__(self, weights: list[Array], beta1: float = 0.9, beta2: float = 0.999) -> None:
+    def __init__(self, weights: list[Array], beta1: float = 0.9, beta2: float = 0.99) -> None:
         self.beta1, self.beta2, self.steps = beta1, beta2, 0
         self.means = [np.zeros_like(w) for w in weights]
         self.squares = [np.zeros_like(w) for w in weights]
@@ -219,20 +220,20 @@ def train(model: Model, training: Ids, validation: Ids, steps: int) -> History:
                 for state in states:
                     state[step % BATCH] = 0  # one row in turn forgets, so that the model learns to begin
                 if (step + 1) % pause == 0:
-                    report(model, validation, history, pause)
+                    report(model, validation, history)
     except KeyboardInterrupt:
         history.stopped = True
-        print(f"  stopped after {len(history.training):,} steps")
+        print(f"  stopped after {count(len(history.training), 'step')}")
     if not history.validation or history.validation[-1][0] < len(history.training):
-        report(model, validation, history, pause)
+        report(model, validation, history)
     return history
 
 
-def report(model: Model, validation: Ids, history: History, pause: int) -> None:
-    """Validate, and print the losses: in training the mean of the last `pause` steps."""
+def report(model: Model, validation: Ids, history: History) -> None:
+    """Validate, and print the losses."""
     history.validation.append((len(history.training), validate(model, validation)))
     step, bits = history.validation[-1]
-    mean = f"{np.mean(history.training[-pause:]):.3f}" if step else "    -"
+    mean = f"{np.mean(history.training[-SMOOTH:]):.3f}" if step else "    -"
     tqdm.write(f"  step {step:6,}    training {mean}    validation {bits:.3f}    bits per character")
 
 
@@ -273,16 +274,15 @@ def plot(path: Path, history: History, title: str) -> None:
         print('No learning curve: matplotlib is not installed; run: pip install "fastrnn[demo]"')
         return
     steps = len(history.training)
-    window = max(1, steps // 50)
+    window = min(SMOOTH, steps)
     smooth = np.convolve(history.training, np.ones(window) / window, "valid")
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(np.arange(steps) + 1, history.training, color="C0", alpha=0.25, linewidth=0.8)
     axes.plot(np.arange(window, steps + 1), smooth, color="C0", label=f"training, mean of {window} steps")
     axes.plot(*zip(*history.validation, strict=True), "o-", color="C1", label="validation")
-    axes.set(
-        title=title, xlabel="training steps", ylabel="bits per character", xlim=(0, None), ylim=(0, None)
-    )
+    axes.set(title=title, xlabel="training steps", ylabel="bits per character")
+    axes.set(xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
     try:
@@ -316,11 +316,11 @@ def run(
     model = Model(cell, units, characters, seed)
     layer = f"{type(model.layer).__name__}({units})"
     print(
-        f"text     {name}: {len(ids):,} characters, the last 10 % to validate\n"
+        f"text     {name}: {len(ids):,} characters (10 % to validate)\n"
         f"model    {characters} different characters, {layer}, softmax: "
         f"{sum(w.size for w in model.weights):,} parameters\n"
-        f"train    {steps:,} steps of {BATCH} x {TIME} characters, Adam, seed {seed}\n"
-        f"compute  {fastrnn.get_num_threads()} threads, {fastrnn.get_isa()}\n"
+        f"train    {count(steps, 'step')} of {BATCH} x {TIME} characters, Adam, seed {seed}\n"
+        f"compute  {count(fastrnn.get_num_threads(), 'thread')}, {fastrnn.get_isa()}\n"
     )
     history = train(model, ids[:split], ids[split:][:MOST_VALIDATION], steps)
     bits = history.validation[-1][1]
@@ -330,7 +330,7 @@ def run(
         print(f"A sample at temperature {temperature:g}:\n")
         print(textwrap.indent(sample.strip("\n"), "    ") + "\n")
     if plot_path is not None and history.training:
-        plot(plot_path, history, f"{layer} on {name}: {bits:.2f} bits per character")
+        plot(plot_path, history, f"{layer}: {bits:.2f} bits per character")
     if not history.stopped:
         print_times(type(model.layer), units, (BATCH, TIME, characters))
     return history

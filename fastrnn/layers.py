@@ -20,7 +20,6 @@ from __future__ import annotations
 import inspect
 import operator
 import reprlib
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -97,6 +96,10 @@ class _Recurrent:
     dtype: str
     name: str
 
+    # The weights, read-only arrays and what the kernels make of them: replaced as a whole, so that readers need no lock.
+    # (A lock would stay locked in a child that is forked while another thread holds it.)
+    _packed: functional.Weights | None = None
+
     def __init__(self, arguments: dict[str, Any]) -> None:
         # `arguments` are the locals() of the layer's own __init__, whose signature is the one list of them.
         self._where = type(self).__name__  # what error messages begin with
@@ -104,9 +107,6 @@ class _Recurrent:
         for name in self._arguments:
             self.__dict__[name] = CHECKS[name](self._where, name, arguments[name])
         self._numpy_dtype = np.dtype(self.dtype)
-        self._lock = threading.RLock()  # held while weights are replaced; reading takes none
-        self._arrays: list[Array] | None = None  # kernel, recurrent_kernel, bias; read-only
-        self._packed: functional.Weights | None = None  # the same: what the kernels read
 
     def __setattr__(self, name: str, value: Any) -> None:
         check = CHECKS.get(name)
@@ -279,8 +279,7 @@ class _Recurrent:
                 f"{self._where}: input_shape must be (batch, time, features) with an integer for features, "
                 f"got {reprlib.repr(input_shape)}; write for example build((None, None, 8))"
             )
-        with self._lock:
-            packed = self._packed or self._make_weights(features)
+        packed = self._packed or self._make_weights(features)
         if features != packed.inputs:
             raise ValueError(
                 f"{self._where}: input_shape must have the {packed.inputs} features that the layer was built "
@@ -295,7 +294,7 @@ class _Recurrent:
     @property
     def weights(self) -> list[Array]:
         """A list of read-only arrays: kernel, recurrent_kernel, bias. Empty before the layer is built."""
-        return list(self._arrays or ())
+        return [] if self._packed is None else self._packed.arrays
 
     @property
     def trainable_weights(self) -> list[Array]:
@@ -325,7 +324,7 @@ class _Recurrent:
 
     def get_weights(self) -> list[Array]:
         """Copies of the weights, in the order of `weights`."""
-        return [array.copy() for array in self._arrays or ()]
+        return [array.copy() for array in self.weights]
 
     def set_weights(self, weights: Iterable[ArrayLike]) -> None:
         """Replaces all weights, or none when there is an error. Calls that run meanwhile use the old ones.
@@ -356,8 +355,7 @@ class _Recurrent:
             self._weight(value, f"weights[{index}] ({name})", shape)
             for index, (value, (name, shape)) in enumerate(zip(given, expected.items(), strict=True))
         ]
-        with self._lock:
-            self._install(arrays)
+        self._packed = self._pack(arrays)
 
     def count_params(self) -> int:
         """How many numbers the weights hold.
@@ -414,14 +412,14 @@ class _Recurrent:
         return text
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_packed")}
+        state = {name: value for name, value in self.__dict__.items() if name != "_packed"}
+        return state | {"weights": self.weights}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = state.pop("weights")
         self.__dict__.update(state)
-        self._lock = threading.RLock()
-        self._packed = None
-        if self._arrays is not None:
-            self._install(self._arrays)
+        if arrays:
+            self._packed = self._pack(arrays)
 
     # ---- inside
 
@@ -440,7 +438,10 @@ class _Recurrent:
         return shapes
 
     def _make_weights(self, features: int) -> functional.Weights:
-        """Draws the weights, each from a stream of its own: the size of one has no say in another."""
+        """Draws the weights, each from a stream of its own: the size of one has no say in another.
+
+        Of several threads that come here at once, the first to finish makes the weights of all.
+        """
         streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self.seed).spawn(3)]
         shapes = self._shapes(features)
         arrays = [
@@ -449,7 +450,8 @@ class _Recurrent:
         ]
         if self.use_bias:
             arrays.append(self._initial_bias(streams[2]))
-        return self._install(arrays)
+        made: functional.Weights = self.__dict__.setdefault("_packed", self._pack(arrays))
+        return made
 
     def _draw(self, argument: str, shape: Shape, rng: Generator) -> Array:
         drawn = initializers.draw(getattr(self, argument), shape, self.dtype, rng)
@@ -465,30 +467,26 @@ class _Recurrent:
             )
         return np.array(array, order="C")
 
-    def _install(self, arrays: list[Array]) -> functional.Weights:
-        """Makes `arrays` the weights. Every reader reads one attribute once, so that it needs no lock."""
+    def _pack(self, arrays: list[Array]) -> functional.Weights:
         for array in arrays:
             array.flags.writeable = False
         kernel, recurrent_kernel, *bias = arrays
-        packed = functional.Weights(self._cell, kernel, recurrent_kernel, *bias, name=self._where)
-        self._arrays = arrays
-        self._packed = packed
-        return packed
+        return functional.Weights(self._cell, kernel, recurrent_kernel, *bias, name=self._where)
 
     def _weights_for(self, method: str) -> list[Array]:
-        if self._arrays is None:
+        if self._packed is None:
             raise ValueError(
                 f"{self._where}: {method} needs a layer with weights, got one that isn't built; "
                 "call build((None, None, features)) first"
             )
-        return self._arrays
+        return self._packed.arrays
 
     def _built_arrays(self) -> list[Array]:
-        if self._arrays is None:
+        if self._packed is None:
             raise AttributeError(
                 f"{self._where}: the layer has no weights yet; call it or build((None, None, features))"
             )
-        return self._arrays
+        return self._packed.arrays
 
     def _prepare(self, x: Any, what: str, axes: str, method: str = "") -> tuple[Array, functional.Weights]:
         """x in the layer's dtype, and the weights, made if need be. The core checks x's shape."""
@@ -500,8 +498,7 @@ class _Recurrent:
                 raise ValueError(
                     f"{self._where}{method}: {what} must have shape {axes}, got {array.shape}{advice}"
                 )
-            with self._lock:
-                packed = self._packed or self._make_weights(array.shape[-1])
+            packed = self._make_weights(array.shape[-1])
         return array, packed
 
     def _prepare_states(self, states: Any, what: str, method: str = "") -> Sequence[Array | None]:

@@ -25,11 +25,15 @@ def run(command, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ONE_THREAD, **options)
 
 
-def run_without(module, arguments, **options):
-    """Runs the command line in a process where importing `module` fails."""
+def without(packages):
+    """The command line as Python code, where these packages can't be imported."""
     start = "from fastrnn import cli; sys.exit(cli.main(sys.argv[1:]))"
-    code = f"import sys; sys.modules[{module!r}] = None; {start}"
-    return run([sys.executable, "-c", code, *arguments], **options)
+    return f"import sys; sys.modules.update(dict.fromkeys({packages})); {start}"
+
+
+def run_without(packages, arguments, **options):
+    """Runs the command line in a process where these packages can't be imported."""
+    return run([sys.executable, "-c", without(packages), *arguments], **options)
 
 
 @pytest.fixture
@@ -154,7 +158,7 @@ def test_folder_as_text_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("package", ["tqdm", "rich"])
 def test_missing_package_of_the_demo_is_named(package, text_file):
-    done = run_without(package, ["demo", "--text", text_file, *TINY])
+    done = run_without([package], ["demo", "--text", text_file, *TINY])
     assert done.returncode == 1
     assert done.stderr.startswith(f"fastrnn demo: needs {package}")
     assert 'pip install "fastrnn[demo]"' in done.stderr
@@ -189,9 +193,10 @@ def test_arguments_reach_the_demo(monkeypatch, text_file, tmp_path):
 
 
 def test_missing_matplotlib_costs_the_plot_alone(text_file, tmp_path):
-    done = run_without("matplotlib", ["demo", "--text", text_file, *TINY[:4]], cwd=tmp_path)
+    done = run_without(["matplotlib", "torch"], ["demo", "--text", text_file, *TINY[:4]], cwd=tmp_path)
     assert done.returncode == 0
     assert 'No learning curve: matplotlib is not installed; run: pip install "fastrnn[demo]"' in done.stdout
+    assert "PyTorch is not installed, not compared." in done.stdout
     assert "ms per step" in done.stdout
     assert done.stderr == ""
     assert not (tmp_path / "learning_curve.png").exists()
@@ -258,9 +263,8 @@ def test_progress_bar_is_drawn_on_a_terminal_alone(text_file):
     terminal, end = os.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     arguments = ["demo", "--text", text_file, *TINY, "--sample-length", "0"]
-    with subprocess.Popen(
-        MODULE + arguments, stdout=subprocess.PIPE, stderr=end, text=True, env=ONE_THREAD
-    ) as process:
+    command = [sys.executable, "-c", without(["torch"]), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, text=True, env=ONE_THREAD) as process:
         os.close(end)
         out = process.stdout.read()
         drawn = os.read(terminal, 10000).decode()

@@ -4,9 +4,11 @@ what they do with arrays of every layout, with wrong arguments and with values t
 import functools
 import gc
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -52,9 +54,9 @@ FUNCTIONS = {
 }
 NAMES = {cell: f"functional.{'gru' if cell == 'gru_reset_before' else cell}" for cell in CELLS}  # in messages
 
-# The largest error of an array, relative to its largest element. float64: the promise. float32: 42 eps are
-# the worst of all sizes and options below, in a gradient after 70 steps (14 eps in outputs); three times that
-# lets another order of summation pass, and no error that grows with a size.
+# The largest error of an array, relative to its largest element. float64: the promise (the worst of all sizes
+# and options below is 27 eps, 6e-15). float32: the worst is 40 eps, in a gradient that is a single number; 23
+# eps in outputs. Three times that lets another order of summation pass, and no error that grows with a size.
 TOLERANCE = {"float32": 128 * 2.0**-23, "float64": 1e-12}
 
 # A call is named by its sizes (B, T, I, H).
@@ -70,17 +72,16 @@ SIZES = [
     (3, 4, 0, 5),
     (0, 0, 0, 1),
     (1, 1, 1, 1),
-    (257, 2, 3, 17),  # backward: two groups of rows
-    (70, 12, 3, 5),  # … several chunks of steps, the last one shorter
+    (70, 12, 3, 5),  # backward: several parts of the batch, and in a part several chunks of steps
+    (257, 2, 3, 420),  # … one part for all, as several would take much memory
     (1, 300, 3, 5),
     (1, 70, 3, 65),  # forward: x.W of many steps at once
     (5, 70, 3, 130),
 ]
 # Large enough for several threads, by the model in cpp/src/team.hpp:
-BY_ROWS = (70, 8, 5, 50)  # each takes some rows of the batch
-GROUPS = (300, 4, 5, 40)  # … and in backward some of each group
+BY_ROWS = [(15, 12, 5, 50), (70, 8, 5, 50), (300, 4, 5, 40)]  # each takes some rows of the batch
 BY_UNITS = [(1, 10, 3, 200), (2, 12, 3, 130), (5, 5, 3, 130), (7, 7, 65, 64)]  # each takes some of the units
-SIZES += [BY_ROWS, GROUPS, *BY_UNITS]
+SIZES += [*BY_ROWS, *BY_UNITS]
 
 sizes_id = "B{0[0]}-T{0[1]}-I{0[2]}-H{0[3]}".format
 bias_or_not = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
@@ -111,6 +112,11 @@ def forward_and_backward(functions, problem, dy=random_gradients, initial_state=
     outputs, tape = functions.forward(problem.x, *problem.weights, initial_state=states, **options)
     dy = dy(outputs) if callable(dy) else dy
     return Results(as_list(outputs), functions.backward(dy, tape))
+
+
+def gradients_of(cell, problem):
+    """A dy for all outputs of the cell."""
+    return random_gradients(FUNCTIONS[cell].run(problem.x, *problem.weights, **ALL_OUTPUTS))
 
 
 def some_states(states, which):
@@ -324,7 +330,7 @@ def test_a_closed_update_gate_keeps_the_state_of_a_gru(isa, dtype):
 # ---- The same bits
 
 
-@pytest.mark.parametrize("sizes", [BY_ROWS, GROUPS, *BY_UNITS], ids=sizes_id)
+@pytest.mark.parametrize("sizes", [*BY_ROWS, *BY_UNITS], ids=sizes_id)
 def test_bits_do_not_depend_on_the_number_of_threads_and_do_not_change_from_run_to_run(
     isa, dtype, cell, sizes
 ):
@@ -340,9 +346,10 @@ def test_bits_do_not_depend_on_the_number_of_threads_and_do_not_change_from_run_
 @pytest.mark.parametrize(
     "sizes, cuts",
     [
-        (BY_ROWS, [0, 1, 3, 6, 11, 18, 34, 70]),
-        (BY_ROWS, [0, 35, 70]),
-        (GROUPS, [0, 257, 300]),
+        (BY_ROWS[0], [0, 7, 8, 15]),
+        (BY_ROWS[1], [0, 1, 3, 6, 11, 18, 34, 70]),
+        (BY_ROWS[1], [0, 35, 70]),
+        (BY_ROWS[2], [0, 257, 300]),
         *[(s, range(s[0] + 1)) for s in BY_UNITS[1:]],
         (BY_UNITS[-1], [0, 3, 7]),
     ],
@@ -427,7 +434,7 @@ def test_the_layout_of_arrays_changes_no_bit_and_inputs_are_not_written(
 ):
     """Every array of a call has the layout, x, weights, states and dy."""
     problem = random_problem(cell, *SMALL, dtype)
-    dy = random_gradients(FUNCTIONS[cell].run(problem.x, *problem.weights, **ALL_OUTPUTS))
+    dy = gradients_of(cell, problem)
     if not return_sequences:
         dy[0] = dy[0][:, 0].copy()
 
@@ -482,6 +489,48 @@ def test_results_own_their_memory_and_share_it_with_nothing(dtype, cell, return_
         for i, a in enumerate(new):
             assert not any(np.shares_memory(a, b) for b in [*new[:i], *others])
         dys.clear()
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="forbids access to memory with Linux' mprotect"
+)
+def test_nothing_before_or_after_an_array_is_read(run_python, isa):
+    """Every array of a call lies against a page that must not be touched, in front of it or behind."""
+    code = """
+    import ctypes, mmap
+    import numpy as np
+    import fastrnn
+    from fastrnn import _core
+    from support import Problem, random_problem
+    from test_functional import FUNCTIONS, SMALL, TAILS, forward_and_backward
+
+    def guarded(a, behind):
+        size = -(-a.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        start = size - a.nbytes if behind else mmap.PAGESIZE
+        view = np.frombuffer(memory, a.dtype, a.size, start).reshape(a.shape)
+        view[...] = a
+        guard = ctypes.c_void_p(address + size if behind else address)
+        assert ctypes.CDLL(None).mprotect(guard, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+        return view
+
+    for behind in (True, False):
+        for dtype in ("float32", "float64"):
+            for n in TAILS:
+                x = guarded(np.ones(n, dtype), behind)
+                _core.tanh(x), _core.sigmoid(x)
+            for cell, functions in FUNCTIONS.items():
+                for sizes in [*((2, 3, n, 5) for n in TAILS), *((2, 3, 2, n) for n in TAILS)]:
+                    x, weights, states = random_problem(cell, *sizes, dtype)
+                    weights, states = ([guarded(a, behind) for a in arrays] for arrays in (weights, states))
+                    problem = Problem(guarded(x, behind), weights, states)
+                    dy = lambda outputs: [guarded(np.ones_like(o), behind) for o in outputs]
+                    for go_backwards in (False, True):
+                        forward_and_backward(functions, problem, dy, go_backwards=go_backwards)
+    print(fastrnn.get_isa())
+    """
+    assert run_python(code, FASTRNN_ISA=isa, PYTHONPATH=str(Path(__file__).parent)) == f"{isa}\n"
 
 
 def test_changing_the_outputs_changes_no_gradient(isa, dtype, cell):
@@ -770,15 +819,21 @@ def test_an_unknown_cell_is_refused():
 
 
 @pytest.mark.parametrize("option", ["return_sequences", "return_state", "go_backwards"])
-@pytest.mark.parametrize("value", ["yes", np.array([True, False]), []], ids=["str", "array", "list"])
-def test_options_that_are_no_bools_are_refused_without_a_dump_of_the_arrays(option, value):
-    with pytest.raises((TypeError, ValueError), match=option) as caught:
+@pytest.mark.parametrize("value", ["yes", 1, 0, None, [], np.array([True, False])], ids=repr)
+def test_options_that_are_no_bools_are_refused(option, value):
+    message = f"functional.lstm: {option} must be True or False, got {type(value).__name__}"
+    with pytest.raises(TypeError, match=exactly(message)):
         functional.lstm(**lstm_arguments(), **{option: value})
-    assert "array(" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["return_sequences", "return_state", "go_backwards"])
+def test_options_may_be_bools_of_numpy(option):
+    expected = as_list(functional.lstm(**lstm_arguments(), **{option: True}))
+    assert_same_bits(as_list(functional.lstm(**lstm_arguments(), **{option: np.True_})), expected)
 
 
 @pytest.mark.parametrize(
-    "x, states, error, message",
+    "x_t, states, error, message",
     [
         (zeros(2, 5, 3), None, ValueError, "x_t must have shape [batch, 3], one time step, got (2, 5, 3)"),
         (zeros(2, 2), None, ValueError, "x_t must have shape [batch, 3], one time step, got (2, 2)"),
@@ -801,11 +856,11 @@ def test_options_that_are_no_bools_are_refused_without_a_dump_of_the_arrays(opti
     ],
     ids=["rank3", "features", "rank1", "list", "byte_order", "one_state", "no_list", "batch"],
 )
-def test_wrong_arguments_of_a_step_are_refused(x, states, error, message):
+def test_wrong_arguments_of_a_step_are_refused(x_t, states, error, message):
     _, *weights = lstm_arguments().values()
     prepared = functional.Weights("lstm", *weights, name="here")
-    with pytest.raises(error, match=f"^here(\\.step)?: {re.escape(message)}$"):
-        functional.run_step(prepared, x, states)
+    with pytest.raises(error, match=exactly(f"here.step: {message}")):
+        functional.run_step(prepared, x_t, states)
 
 
 # ---- Wrong gradients and tapes
@@ -921,7 +976,7 @@ def test_what_is_no_tape_is_refused(cell, tape):
 
 
 def test_one_tape_gives_one_gradient_however_many_threads_ask():
-    problem = random_problem("lstm", *BY_ROWS)
+    problem = random_problem("lstm", *BY_ROWS[1])
     outputs, tape = functional.lstm_forward(problem.x, *problem.weights)
 
     def backward(_):
@@ -965,10 +1020,7 @@ def test_a_batch_that_no_memory_holds_is_refused_at_once(function, options, batc
         (
             2**58,
             ValueError,
-            exactly(
-                f"functional.lstm: the tape of shape ({2**58}, 1, 6, 4) is larger than the address space; "
-                "use smaller sizes"
-            ),
+            r"^functional\.lstm: the tape of shape \(.*\) is larger than the address space; use smaller",
         ),
     ],
     ids=["memory", "address_space"],
@@ -1010,17 +1062,18 @@ def special(a):
 
 
 @np.errstate(all="ignore")
-def assert_special_values_go_as_in_the_reference(cell, problem, dy=random_gradients):
-    """The reference runs in the same dtype here: where a gate saturates depends on it."""
-    actual, expected = (
-        forward_and_backward(functions[cell], problem, dy) for functions in (FUNCTIONS, CELLS)
-    )
+def assert_special_values_go_as_in_the_reference(cell, problem, dy):
+    """The reference runs in long double, as BLAS, which multiplies other floats, leaves out factors of zero
+    even where the other factor is NaN or infinite."""
+    actual = forward_and_backward(FUNCTIONS[cell], problem, dy)
+    dy = [d.astype("longdouble") for d in dy]
+    expected = forward_and_backward(CELLS[cell], problem.astype("longdouble"), dy)
     for i, (a, e) in enumerate(zip(actual.arrays(), expected.arrays(), strict=True)):
         np.testing.assert_array_equal(special(a), special(e), err_msg=f"array {i}")
         finite = np.isfinite(e)
-        # Both round here, and a gradient through a saturated gate keeps few digits.
         error = np.max(np.abs(a[finite] - e[finite]), initial=0)
-        assert error <= 2 * TOLERANCE[str(a.dtype)] * np.max(np.abs(e[finite]), initial=1), f"array {i}"
+        # A gradient through a saturated gate keeps few digits.
+        assert error <= TOLERANCE[str(a.dtype)] * np.max(np.abs(e[finite]), initial=1), f"array {i}"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
@@ -1029,7 +1082,7 @@ def assert_special_values_go_as_in_the_reference(cell, problem, dy=random_gradie
 )
 def test_nan_and_infinity_go_through_as_in_the_reference(isa, dtype, cell, where, value):
     problem = random_problem(cell, *SMALL, dtype)
-    dy = random_gradients(FUNCTIONS[cell].run(problem.x, *problem.weights, **ALL_OUTPUTS))
+    dy = gradients_of(cell, problem)
     weights, states = problem.weights, problem.initial_state
     array = dict(
         zip(
@@ -1056,7 +1109,7 @@ def test_any_mixture_of_special_values_goes_through_as_in_the_reference(isa, dty
     problem = problem._replace(
         x=draw(problem.x, "x"), initial_state=[draw(s, "state") for s in problem.initial_state]
     )
-    assert_special_values_go_as_in_the_reference(cell, problem)
+    assert_special_values_go_as_in_the_reference(cell, problem, gradients_of(cell, problem))
 
 
 @pytest.mark.parametrize("row", [0, 3, 7])
@@ -1064,7 +1117,7 @@ def test_any_mixture_of_special_values_goes_through_as_in_the_reference(isa, dty
 def test_nan_in_a_row_of_the_batch_touches_that_row_only(isa, dtype, cell, row, where):
     sizes = (8, 3, 5, 9)
     problem = random_problem(cell, *sizes, dtype)
-    dy = random_gradients(FUNCTIONS[cell].run(problem.x, *problem.weights, **ALL_OUTPUTS))
+    dy = gradients_of(cell, problem)
     clean = forward_and_backward(FUNCTIONS[cell], problem, dy).by_rows()
     {"x": problem.x, "state": problem.initial_state[0], "dy": dy[0]}[where][row] = np.nan
     touched = forward_and_backward(FUNCTIONS[cell], problem, dy).by_rows()

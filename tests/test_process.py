@@ -563,32 +563,6 @@ def test_forked_child_computes_the_same_bits_where_pytorch_has_used_its_threads(
     )
 
 
-def test_child_that_imports_fastrnn_first_after_pytorch_used_its_threads_in_the_parent_does_not_hang():
-    need("torch")
-    run_script(
-        """
-        import os, signal
-        import torch  # its libgomp is the one that fastrnn will be linked with
-
-        torch.set_num_threads(2)
-        torch.randn(1 << 20).tanh().sum()
-        pid = os.fork()
-        if pid == 0:
-            signal.alarm(15)
-            import numpy as np
-            import fastrnn
-
-            fastrnn.set_num_threads(2)
-            fastrnn.LSTM(256, recurrent_initializer="zeros")(np.ones((32, 12, 64), "float32"))
-            os._exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert status == 0, f"the child ended with {status}"  # -14: it hung
-        """,
-        prelude="",
-        warnings=("default",),  # PyTorch's own are not ours
-    )
-
-
 # ---- Ctrl-C and other signals ----
 
 # The calls, by name. All but backward would take hours, in little memory; x is one row repeated.

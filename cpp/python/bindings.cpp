@@ -4,8 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <unistd.h>
+
+#include <atomic>
 #include <memory>
-#include <mutex>
 #include <sstream>
 
 #include "fastrnn/fastrnn.hpp"
@@ -150,12 +152,36 @@ class Tape {
   bool consumed = false;
 };
 
-/// Ctrl-C during a call: Python's own check, which raises KeyboardInterrupt in the thread that handles signals.
-bool signal_arrived(void*) {
-  py::gil_scoped_acquire gil;
-  return PyErr_CheckSignals() != 0;
+/// Take the GIL again after a call. A daemon thread that outlives the interpreter waits here for the end of the
+/// process, as later Pythons do it: older ones would end the thread, which C++ frames and OpenMP do not survive.
+void take_gil(PyThreadState* thread) {
+#if PY_VERSION_HEX >= 0x030D0000
+  while (Py_IsFinalizing()) pause();
+#else
+  while (_Py_IsFinalizing()) pause();
+#endif
+  PyEval_RestoreThread(thread);
 }
-constexpr fastrnn::Interrupt kInterrupt{signal_arrived, nullptr};
+
+/// Ctrl-C during a call: Python's own check, which runs the signal handlers in the thread that has them. `thread`: the
+/// PyThreadState* of the caller.
+bool signal_arrived(void* thread) {
+  PyThreadState*& state = *static_cast<PyThreadState**>(thread);
+  take_gil(state);
+  const bool raised = PyErr_CheckSignals() != 0;
+  state = PyEval_SaveThread();
+  return raised;
+}
+
+/// Which of the compiled instruction sets is in use.
+constexpr std::size_t kMostIsas = 4;
+std::size_t isa_number() {
+  static const std::vector<std::string> names = fastrnn::compiled_isas();
+  const char* name = fastrnn::isa();
+  std::size_t i = 0;
+  while (names[i] != name) ++i;
+  return i;
+}
 
 template <class T>
 class TypedWeights final : public Weights, public std::enable_shared_from_this<TypedWeights<T>> {
@@ -229,7 +255,10 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       owner->go_backwards = go_backwards;
       tape = py::cast(owner);
     }
-    run([&] { return fastrnn::forward(*packed(fastrnn::Pass::forward), call); });
+    run([&](const fastrnn::Interrupt& interrupt) {
+      call.interrupt = interrupt;
+      return fastrnn::forward(packed(fastrnn::Pass::forward), call);
+    });
     py::tuple states(return_state ? traits.states : 0);
     for (int s = 0; s < static_cast<int>(states.size()); ++s)
       states[s] = s == 0 && !return_sequences ? copied(final_state[0]) : final_state[s];
@@ -263,8 +292,10 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       call.final_state[s] = state.mutable_data();
       states[s] = state;
     }
-    call.interrupt = kInterrupt;
-    run([&] { return fastrnn::forward(*packed(fastrnn::Pass::forward), call); });
+    run([&](const fastrnn::Interrupt& interrupt) {
+      call.interrupt = interrupt;
+      return fastrnn::forward(packed(fastrnn::Pass::forward), call);
+    });
     return py::make_tuple(y, states);
   }
 
@@ -294,7 +325,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       if (!dfinal[s].is_none()) dfinal[s] = contiguous<T>(dfinal[s]);
     }
     if (!tape.return_sequences && !dy.is_none())
-      dfinal[0] = dfinal[0].is_none() ? py::object(contiguous<T>(dy)) : py::object(contiguous<T>(dy + dfinal[0]));
+      dfinal[0] = dfinal[0].is_none() ? contiguous<T>(dy) : sum(contiguous<T>(dy), dfinal[0]);
 
     fastrnn::Backward<T> call = call_on<fastrnn::Backward<T>>(tape.x, tape.go_backwards, tape.initial_state);
     call.tape = data<T>(tape.saved);
@@ -328,11 +359,20 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       call.dinitial_state[s] = d.mutable_data();
       dinitial.append(d);
     }
-    run([&] { return fastrnn::backward(*packed(fastrnn::Pass::backward), call); });
+    run([&](const fastrnn::Interrupt& interrupt) {
+      call.interrupt = interrupt;
+      return fastrnn::backward(packed(fastrnn::Pass::backward), call);
+    });
     return py::make_tuple(dx, weights_gradient, dinitial);
   }
 
  private:
+  static py::array sum(const py::array& a, const py::array& b) {
+    py::array_t<T> total(shape_of(a));
+    for (py::ssize_t i = 0; i < a.size(); ++i) total.mutable_data()[i] = data<T>(a)[i] + data<T>(b)[i];
+    return total;
+  }
+
   void require_dtype_of_weights(const py::array& a, const char* of) const {
     if (!is_native<T>(a))
       throw py::type_error(text(name, ": ", of, " must be ", kDtype<T>, " like the kernel, got ", dtype_text(a),
@@ -397,25 +437,34 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     }
     for (int s = 0; s < traits.states; ++s)
       call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
-    call.interrupt = kInterrupt;
     return call;
   }
 
-  /// Packed for the instruction set in use, once. Called without the GIL.
-  std::shared_ptr<const fastrnn::PackedWeights<T>> packed(fastrnn::Pass pass) const {
-    const std::lock_guard<std::mutex> lock(packing_);
-    auto& slot = packed_[pass == fastrnn::Pass::forward ? 0 : 1];
-    if (!slot || slot->isa() != fastrnn::isa()) slot = std::make_shared<fastrnn::PackedWeights<T>>(view_, pass);
-    return slot;
+  /// Packed for the instruction set in use, once. Called without the GIL. No lock: it would stay locked in a child that
+  /// is forked meanwhile. Threads that come here at once all pack, and the first to finish has packed for all.
+  const fastrnn::PackedWeights<T>& packed(fastrnn::Pass pass) const {
+    auto& slot = packed_[pass == fastrnn::Pass::forward ? 0 : 1][isa_number()];
+    const fastrnn::PackedWeights<T>* known = slot.load(std::memory_order_acquire);
+    if (!known) {
+      auto made = std::make_unique<const fastrnn::PackedWeights<T>>(view_, pass);
+      if (slot.compare_exchange_strong(known, made.get(), std::memory_order_acq_rel)) known = made.release();
+    }
+    return *known;
   }
 
+  /// f(interrupt) without the GIL. False from it: Python's signal handler raised.
   template <class F>
   static void run(F&& f) {
-    bool finished;
-    {
-      py::gil_scoped_release release;
-      finished = f();
+    PyThreadState* thread = PyEval_SaveThread();
+    std::exception_ptr error;
+    bool finished = false;
+    try {
+      finished = f(fastrnn::Interrupt{signal_arrived, &thread});
+    } catch (...) {
+      error = std::current_exception();
     }
+    take_gil(thread);
+    if (error) std::rethrow_exception(error);
     if (!finished) throw py::error_already_set();
   }
 
@@ -428,10 +477,14 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     if (!bias.is_none()) view_.bias = {data<T>(bias), traits.gates * units, 1};
   }
 
+  ~TypedWeights() override {
+    for (auto& pass : packed_)
+      for (auto& slot : pass) delete slot.load();
+  }
+
  private:
   fastrnn::Weights<T> view_;
-  mutable std::mutex packing_;
-  mutable std::shared_ptr<const fastrnn::PackedWeights<T>> packed_[2];
+  mutable std::atomic<const fastrnn::PackedWeights<T>*> packed_[2][kMostIsas] = {};
 };
 
 std::shared_ptr<Weights> make_weights(const std::string& cell, py::handle kernel_in, py::handle recurrent_in,
@@ -450,10 +503,21 @@ std::shared_ptr<Weights> make_weights(const std::string& cell, py::handle kernel
                             "; convert it with kernel.astype(\"float32\")"));
 }
 
-py::tuple forward(const Weights& weights, py::handle x, py::handle initial_state, bool return_sequences,
-                  bool return_state, bool go_backwards, bool training) {
-  return weights.forward(as_array(x, weights.name, "x"), initial_state, return_sequences, return_state, go_backwards,
-                         training);
+/// pybind11's own refusal would print all arguments, arrays included.
+bool flag(py::handle object, const std::string& where, const char* name) {
+  if (object.ptr() == Py_True) return true;
+  if (object.ptr() == Py_False) return false;
+  if (type_name(object) == "bool" || type_name(object) == "bool_")
+    return py::cast<bool>(py::bool_(py::reinterpret_borrow<py::object>(object)));
+  throw py::type_error(text(where, ": ", name, " must be True or False, got ", type_name(object)));
+}
+
+py::tuple forward(const Weights& weights, py::handle x, py::handle initial_state, py::handle return_sequences,
+                  py::handle return_state, py::handle go_backwards, py::handle training) {
+  const std::string& where = weights.name;
+  return weights.forward(as_array(x, where, "x"), initial_state, flag(return_sequences, where, "return_sequences"),
+                         flag(return_state, where, "return_state"), flag(go_backwards, where, "go_backwards"),
+                         flag(training, where, "training"));
 }
 
 py::tuple backward(py::handle dy, Tape& tape) {
@@ -492,7 +556,14 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("inputs", &Weights::inputs)
       .def_readonly("units", &Weights::units)
       .def_readonly("name", &Weights::name)
-      .def_property_readonly("dtype", &Weights::dtype);
+      .def_property_readonly("dtype", &Weights::dtype)
+      .def_property_readonly("arrays", [](const Weights& w) {
+        py::list arrays;
+        arrays.append(w.kernel);
+        arrays.append(w.recurrent_kernel);
+        if (!w.bias.is_none()) arrays.append(w.bias);
+        return arrays;
+      });
 
   py::class_<Tape, std::shared_ptr<Tape>>(m, "Tape", "What backward needs of one forward pass.")
       .def_readonly("consumed", &Tape::consumed)

@@ -92,6 +92,14 @@ std::atomic<int> threads_set{0};  // 0: OpenMP's number
 std::atomic<bool> forked{false};
 const int fork_watch = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
+/// Threads for a call of so many fused multiply-adds: one where waking a second costs more than it saves.
+int threads_for(double work) { return work < 4e5 ? 1 : num_threads(); }
+
+template <class Call>
+int threads_for(const Call& call, std::int64_t inputs, std::int64_t units, int gates) {
+  return threads_for(double(call.batch) * double(call.time) * double(inputs + units) * double(units) * gates);
+}
+
 // ---- Memory
 
 struct Free {
@@ -154,8 +162,11 @@ void set_isa(const std::string& name) { kernels_in_use = isa_by_name(name, "set_
 
 int num_threads() {
   if (forked) return 1;
-  const int n = threads_set;
-  return n > 0 ? n : std::max(1, std::min(omp_get_max_threads(), omp_get_thread_limit()));
+  const int set = threads_set;
+  if (set > 0) return set;
+  static const bool named = std::getenv("OMP_NUM_THREADS") != nullptr;  // else no more than there are processors by now
+  const int n = named ? omp_get_max_threads() : std::min(omp_get_max_threads(), omp_get_num_procs());
+  return std::max(1, std::min(n, omp_get_thread_limit()));
 }
 
 void set_num_threads(int n) {
@@ -184,8 +195,7 @@ PackedWeights<T>::PackedWeights(const Weights<T>& w, Pass pass) {
   const Kernels& chosen = fastrnn::kernels();
   const KernelTable<T>& table = table_of<T>(chosen);
   Memory memory = allocate(table.packed_size(w.cell, pass, w.inputs, w.units));
-  constexpr std::int64_t kWorthThreads = 1 << 18;  // elements: a millisecond of copying
-  const int threads = (w.inputs + w.units) * w.units * traits.gates >= kWorthThreads ? num_threads() : 1;
+  const int threads = threads_for(double(w.inputs + w.units) * double(w.units) * traits.gates);
   table.pack(w, pass, static_cast<T*>(memory.get()), threads);
   impl_.reset(new Impl{chosen, pass, w.cell, w.inputs, w.units, std::move(memory)});
 }
@@ -220,7 +230,7 @@ bool forward(const PackedWeights<T>& weights, const Forward<T>& call) {
   require(call.x || call.batch == 0 || call.time == 0 || w.inputs == 0, "x must not be null");
   require_size({call.batch, w.units, cell_traits(w.cell).tape_slots, call.tape ? call.time : 1, sizeof(T)});
   const KernelTable<T>& table = table_of<T>(w.kernels);
-  const int threads = num_threads();
+  const int threads = threads_for(call, w.inputs, w.units, cell_traits(w.cell).gates);
   const Memory workspace = allocate(table.forward_workspace(w.view(), call, threads));
   return table.forward(w.view(), call, threads, workspace.get());
 }
@@ -237,7 +247,7 @@ bool backward(const PackedWeights<T>& weights, const Backward<T>& call) {
   require(call.drecurrent_kernel, "drecurrent_kernel must not be null");
   require_size({call.batch, w.units, cell_traits(w.cell).tape_slots, call.time, sizeof(T)});
   const KernelTable<T>& table = table_of<T>(w.kernels);
-  const int threads = num_threads();
+  const int threads = threads_for(call, w.inputs, w.units, cell_traits(w.cell).gates);
   const Memory workspace = allocate(table.backward_workspace(w.view(), call, threads));
   return table.backward(w.view(), call, threads, workspace.get());
 }

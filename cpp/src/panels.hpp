@@ -33,6 +33,15 @@ constexpr int kVectorsPerSum = S::accumulators >= kTileVectors ? 1 : kTileVector
 template <class S, class V>
 using UnitBlocks = Blocks<V, kVectorsPerSum<S>>;
 
+/// Into how many blocks the stage with the widest blocks cuts the units.
+template <class Cell, class V>
+Index fewest_blocks(Index units) {
+  Index fewest = units;
+  for_each_stage(typename Cell::Stages{},
+                 [&](auto stage, int) { fewest = smaller(fewest, UnitBlocks<decltype(stage), V>{units}.count()); });
+  return fewest;
+}
+
 /// Which sum a vector of U's panel [k][gate][N] is added to, for multiply_add; N: vectors per gate in the block at
 /// hand.
 template <class S, int N>

@@ -76,8 +76,8 @@ class ForwardPass {
         I_(weights.inputs),
         H_(weights.units),
         panels_(Pass::forward, I_, H_, const_cast<T*>(weights.data)),
-        division_(
-            divide(threads, call.batch, call.time, I_ + H_, Cell::traits.gates * H_, Cell::Stages::count, sizeof(T))) {
+        division_(divide(threads, call.batch, call.time, I_ + H_, Cell::traits.gates * H_, fewest_blocks<Cell, V>(H_),
+                         Cell::Stages::count, sizeof(T))) {
     const Index B = call.batch;
     Arena arena(workspace);
     zeros_ = arena.take<T>(H_);
@@ -633,12 +633,9 @@ class BackwardPass {
     const Index part_rows = ceil_div(call.batch, parts_);
     rows_ = larger(1, ceil_div(part_rows, larger(1, ceil_div(part_rows, kRowsAtOnce))));
     steps_ = larger(1, smaller(kChunkRows / rows_, call.time));
-    division_ = divide(threads, parts_ > 1 ? call.batch : smaller(rows_, call.batch), call.time, I + H, columns,
-                       2 * Cell::Stages::count, sizeof(T));
-    if (parts_ > 1) {
-      if (division_.by_units) division_ = {threads, false};
-      division_.threads = static_cast<int>(smaller(division_.threads, parts_));
-    }
+    division_ = parts_ > 1 ? Division{static_cast<int>(smaller(threads, parts_)), false}
+                           : divide(threads, smaller(rows_, call.batch), call.time, I + H, columns,
+                                    OutputBlocks<Vec<T>>{H}.count(), 2 * Cell::Stages::count, sizeof(T));
 
     Arena arena(workspace);
     zeros_ = arena.take<T>(H);

@@ -22,6 +22,35 @@ FASTRNN_INLINE void relax() {
 #endif
 }
 
+/// How this thread treats denormals and rounds: the calling thread's mode holds for the whole team, whatever mode a
+/// pool thread was started with.
+class FloatingPointMode {
+ public:
+#if defined(__x86_64__)
+  static FloatingPointMode current() {
+    return FloatingPointMode(_mm_getcsr() & ~0x3fu);
+  }  // without the exception flags
+  void use() const { _mm_setcsr(bits_); }
+#else
+  static FloatingPointMode current() {
+    std::uint64_t bits;
+    asm volatile("mrs %0, fpcr" : "=r"(bits));
+    return FloatingPointMode(bits);
+  }
+  void use() const { asm volatile("msr fpcr, %0" : : "r"(bits_)); }
+#endif
+  bool operator!=(const FloatingPointMode& other) const { return bits_ != other.bits_; }
+
+ private:
+#if defined(__x86_64__)
+  using Bits = unsigned;
+#else
+  using Bits = std::uint64_t;
+#endif
+  explicit FloatingPointMode(Bits bits) : bits_(bits) {}
+  Bits bits_;
+};
+
 /// Shared by the threads of one call.
 struct Control {
   alignas(64) int stopped = 0;
@@ -59,10 +88,10 @@ class Team {
     return !stopped();
   }
 
-  /// Count work done, in fused multiply-adds; now and then the calling thread asks whether to go on. False: return at
-  /// once.
+  /// Count work done, in fused multiply-adds (and as many for the call itself as it is likely to take); now and then
+  /// the calling thread asks whether to go on. False: return at once.
   bool proceed(Index work) {
-    if (asks_ && interrupt_.requested && (budget_ -= work) < 0) {
+    if (asks_ && interrupt_.requested && (budget_ -= work + 4000) < 0) {
       budget_ = kWorkPerInquiry;
       if (interrupt_.requested(interrupt_.context)) __atomic_store_n(&control_.stopped, 1, __ATOMIC_RELAXED);
     }
@@ -91,10 +120,14 @@ bool run_team(int threads, const Interrupt& interrupt, const Body& body) {
     Team team(control, interrupt, 0, 1);
     body(team);
   } else {
+    const FloatingPointMode mode = FloatingPointMode::current();
 #pragma omp parallel num_threads(threads)
     {
+      const FloatingPointMode before = FloatingPointMode::current();
+      if (before != mode) mode.use();
       Team team(control, interrupt, omp_get_thread_num(), omp_get_num_threads());
       body(team);
+      if (before != mode) before.use();
     }
   }
   return !control.stopped;
@@ -120,25 +153,27 @@ struct Division {
 };
 
 /// The cheaper division by a model of the time of one step. `depth`: what one output sums over; `columns`: gates *
-/// units; `barriers`: per step, when divided by units; `bytes`: of one weight.
-inline Division divide(int threads, Index batch, Index time, Index depth, Index columns, int barriers, Index bytes) {
-  constexpr double kSmallCall = 4e5;  // fused multiply-adds below which waking a second thread costs more than it saves
-  constexpr double kBarrier = 600;    // in the unit of the model: a cycle that multiplies one vector
+/// units, in `blocks` pieces that no two threads share; `barriers`: per step, when divided by units; `bytes`: of one
+/// weight.
+inline Division divide(int threads, Index batch, Index time, Index depth, Index columns, Index blocks, int barriers,
+                       Index bytes) {
+  constexpr double kBarrier = 600;  // in the unit of the model: a cycle that multiplies one vector
   constexpr Index kLevel2 = 1 << 20;
-  const double work = double(batch) * double(time) * double(depth) * double(columns);
-  if (threads == 1 || batch == 0 || work < kSmallCall) return {1, false};
+  constexpr Index kMostRowsByUnits = 32;
+  if (threads == 1 || batch == 0 || time == 0) return {1, false};
   const auto step = [&](Index rows, double share) {
     const double weights = double(depth) * double(columns) * share;
-    const double cached =
-        weights * double(bytes) <= 0.9 * kLevel2 ? 2 : 3;  // rows below which loading the weights dominates
+    // Rows below which loading the weights dominates.
+    const double cached = weights * double(bytes) <= 0.9 * kLevel2 ? 2 : 3;
     return weights * double(bytes) / 64 * (double(rows) > cached ? double(rows) : cached);
   };
-  const double units = step(batch, 1.0 / threads) + barriers * kBarrier;
-  const Index most = batch < threads ? batch : threads;
-  const double rows = step(ceil_div(batch, most), 1.0);
-  const double alone = step(batch, 1.0);
-  if (alone <= units && alone <= rows) return {1, false};
-  return units < rows ? Division{threads, true} : Division{static_cast<int>(most), false};
+  const Index most = smaller(batch, threads);
+  const double alone = step(batch, 1), by_rows = step(ceil_div(batch, most), 1);
+  const double by_units = batch > kMostRowsByUnits
+                              ? alone
+                              : step(batch, double(ceil_div(blocks, threads)) / double(blocks)) + barriers * kBarrier;
+  if (alone <= by_units && alone <= by_rows) return {1, false};
+  return by_units < by_rows ? Division{threads, true} : Division{static_cast<int>(most), false};
 }
 
 }  // namespace

@@ -49,15 +49,20 @@ FASTRNN_INLINE void for_each_stage_reversed(StageList<First, Rest...>, F&& f, in
   f(First{}, index);
 }
 
-/// s (1 - s): the derivative of sigmoid where its value is s, times d.
+template <class V>
+FASTRNN_INLINE V one() {
+  return broadcast<V>(Scalar<V>(1));
+}
+/// d times s (1 - s), the derivative of sigmoid where its value is s. Here and below the factor is finished before d
+/// comes in: an infinite d must not meet itself with the other sign.
 template <class V>
 FASTRNN_INLINE V sigmoid_gradient(const V& s, const V& d) {
   return mul(d, fma(negate(s), s, s));
 }
-/// 1 - t^2: the derivative of tanh where its value is t, times d.
+/// d times 1 - t^2, the derivative of tanh where its value is t.
 template <class V>
 FASTRNN_INLINE V tanh_gradient(const V& t, const V& d) {
-  return fma(negate(mul(t, t)), d, d);
+  return mul(d, fma(negate(t), t, one<V>()));
 }
 
 }  // namespace

@@ -23,13 +23,13 @@ struct Gru {
       slot[R] = sigmoid(a[R]);
       slot[Q] = a[Q];
       slot[N] = tanh(fma(slot[R], a[Q], a[N]));
-      next[0] = fma(slot[Z], sub(prev[0], slot[N]), slot[N]);
+      next[0] = fma(slot[Z], prev[0], mul(sub(one<V>(), slot[Z]), slot[N]));  // z = 1 keeps h exactly
     }
 
     template <class V>
     static FASTRNN_INLINE void backward(const V* slot, const V* prev, const V*, V* d, const V&, V* da) {
       const V z = slot[Z], r = slot[R], n = slot[N], q = slot[Q], dh = d[0];
-      const V dn = fma(negate(z), dh, dh);  // h = z h_prev + (1 - z) n
+      const V dn = mul(sub(one<V>(), z), dh);  // h = z h_prev + (1 - z) n
       da[Z] = sigmoid_gradient(z, mul(dh, sub(prev[0], n)));
       d[0] = mul(dh, z);
       da[N] = tanh_gradient(n, dn);  // n = tanh(a_n + r q)
@@ -71,13 +71,13 @@ struct GruResetBefore {
     template <class V>
     static FASTRNN_INLINE void forward(const V* a, V* slot, const V* prev, V* next) {
       slot[N] = tanh(a[0]);
-      next[0] = fma(slot[Z], sub(prev[0], slot[N]), slot[N]);
+      next[0] = fma(slot[Z], prev[0], mul(sub(one<V>(), slot[Z]), slot[N]));  // z = 1 keeps h exactly
     }
 
     template <class V>
     static FASTRNN_INLINE void backward(const V* slot, const V*, const V*, V* d, const V&, V* da) {
-      const V dn = fma(negate(slot[Z]), d[0], d[0]);  // h = z h_prev + (1 - z) n
-      da[0] = tanh_gradient(slot[N], dn);             // n = tanh(a)
+      const V dn = mul(sub(one<V>(), slot[Z]), d[0]);  // h = z h_prev + (1 - z) n
+      da[0] = tanh_gradient(slot[N], dn);              // n = tanh(a)
     }
   };
   using Stages = StageList<Gates, Candidate>;
