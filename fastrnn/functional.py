@@ -14,7 +14,6 @@ and have any strides; x, dy and states whose last axis is not contiguous are cop
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastrnn import _core
