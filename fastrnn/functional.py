@@ -104,7 +104,10 @@ def _weights(cell: str, function: str, kernel: Array, recurrent_kernel: Array, b
 
 def _tape_of(function: str, tape: Tape) -> Tape:
     if not isinstance(tape, Tape):
-        raise TypeError(f"functional.{function}_backward: tape must be a Tape, got {type(tape).__name__}")
+        raise TypeError(
+            f"functional.{function}_backward: tape must be what {function}_forward returned, got a "
+            f"{type(tape).__module__}.{type(tape).__qualname__}"
+        )
     if not tape.weights.cell.startswith(function):
         raise ValueError(
             f"functional.{function}_backward: the tape must come from {function}_forward, got one of a "

@@ -970,9 +970,23 @@ def test_the_tape_of_another_function_is_refused(cell, other):
 @pytest.mark.parametrize("tape", [None, 3, "tape", STATE], ids=lambda t: type(t).__name__)
 def test_what_is_no_tape_is_refused(cell, tape):
     function = FUNCTIONS[cell].backward.__name__
-    message = f"functional.{function}: tape must be a Tape, got {type(tape).__name__}"
+    made_by = function.replace("backward", "forward")
+    kind = f"{type(tape).__module__}.{type(tape).__name__}"
+    message = f"functional.{function}: tape must be what {made_by} returned, got a {kind}"
     with pytest.raises(TypeError, match=exactly(message)):
         FUNCTIONS[cell].backward(STATE, tape)
+    message = "functional.run_backward: tape must be the Tape that a forward pass returned, got "
+    with pytest.raises(TypeError, match=exactly(message + type(tape).__name__)):
+        functional.run_backward(STATE, tape)
+
+
+def test_no_gradient_at_all_means_zeros(cell):
+    problem = random_problem(cell, *SMALL, "float64")
+    for options in ({}, ALL_OUTPUTS):
+        _, tape = FUNCTIONS[cell].forward(problem.x, *problem.weights, **options)
+        gradients = FUNCTIONS[cell].backward(None, tape)
+        for array in (gradients.x, *gradients.weights, *gradients.initial_state):
+            assert not array.any()
 
 
 def test_one_tape_gives_one_gradient_however_many_threads_ask():

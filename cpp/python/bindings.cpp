@@ -255,7 +255,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       owner->go_backwards = go_backwards;
       tape = py::cast(owner);
     }
-    run([&](const fastrnn::Interrupt& interrupt) {
+    run(name, [&](const fastrnn::Interrupt& interrupt) {
       call.interrupt = interrupt;
       return fastrnn::forward(packed(fastrnn::Pass::forward), call);
     });
@@ -292,7 +292,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       call.final_state[s] = state.mutable_data();
       states[s] = state;
     }
-    run([&](const fastrnn::Interrupt& interrupt) {
+    run(name, [&](const fastrnn::Interrupt& interrupt) {
       call.interrupt = interrupt;
       return fastrnn::forward(packed(fastrnn::Pass::forward), call);
     });
@@ -305,7 +305,8 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 
     // dy alone, or with return_state [dy, dh, dc].
     py::object given[1 + kMaxStates];
-    if (tape.return_state) {
+    for (py::object& object : given) object = py::none();
+    if (tape.return_state && !dy_in.is_none()) {
       const py::object items = sequence_of(dy_in, 1 + static_cast<std::size_t>(traits.states), where, "dy");
       for (int i = 0; i <= traits.states; ++i) given[i] = items[py::int_(i)];
     } else {
@@ -359,7 +360,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       call.dinitial_state[s] = d.mutable_data();
       dinitial.append(d);
     }
-    run([&](const fastrnn::Interrupt& interrupt) {
+    run(name, [&](const fastrnn::Interrupt& interrupt) {
       call.interrupt = interrupt;
       return fastrnn::backward(packed(fastrnn::Pass::backward), call);
     });
@@ -454,7 +455,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 
   /// f(interrupt) without the GIL. False from it: Python's signal handler raised.
   template <class F>
-  static void run(F&& f) {
+  static void run(const std::string& where, F&& f) {
     PyThreadState* thread = PyEval_SaveThread();
     std::exception_ptr error;
     bool finished = false;
@@ -464,7 +465,13 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       error = std::current_exception();
     }
     take_gil(thread);
-    if (error) std::rethrow_exception(error);
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const std::bad_alloc&) {
+      PyErr_SetString(PyExc_MemoryError,
+                      (where + ": no memory for the packed weights and the workspace; use smaller sizes").c_str());
+      throw py::error_already_set();
+    }
     if (!finished) throw py::error_already_set();
   }
 
@@ -520,7 +527,11 @@ py::tuple forward(const Weights& weights, py::handle x, py::handle initial_state
                          flag(training, where, "training"));
 }
 
-py::tuple backward(py::handle dy, Tape& tape) {
+py::tuple backward(py::handle dy, py::handle tape_in) {
+  if (!py::isinstance<Tape>(tape_in))
+    throw py::type_error(
+        text("functional.run_backward: tape must be the Tape that a forward pass returned, got ", type_name(tape_in)));
+  Tape& tape = py::cast<Tape&>(tape_in);
   if (tape.consumed)
     throw std::runtime_error(tape.weights->name +
                              ".backward: the tape was already used; run forward again for another gradient");

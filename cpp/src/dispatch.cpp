@@ -125,10 +125,10 @@ void require(bool holds, const char* what) {
 
 /// The product fits the address space with room for padding.
 void require_size(std::initializer_list<std::int64_t> factors) {
+  if (std::find(factors.begin(), factors.end(), 0) != factors.end()) return;
   std::int64_t product = 64;
   for (std::int64_t f : factors)
-    if (__builtin_mul_overflow(product, std::max<std::int64_t>(f, 1), &product))
-      throw std::invalid_argument("fastrnn: the sizes of this call exceed the address space");
+    require(!__builtin_mul_overflow(product, f, &product), "the sizes of this call exceed the address space");
 }
 
 }  // namespace
