@@ -644,12 +644,11 @@ def test_a_shape_without_features_is_refused(shape):
         LSTM(3).build(shape)
 
 
-def test_sixteen_threads_making_the_first_call_get_one_build():
-    calls = []
+def test_sixteen_threads_making_the_first_call_get_the_same_weights():
     barrier = threading.Barrier(16)
 
     def kernel(shape, dtype=None):
-        calls.append(threading.get_ident())
+        # other weights at every call
         return np.random.default_rng().standard_normal(shape).astype(dtype)
 
     layer = LSTM(H, kernel_initializer=kernel)
@@ -661,7 +660,6 @@ def test_sixteen_threads_making_the_first_call_get_one_build():
 
     with ThreadPoolExecutor(16) as pool:
         outputs = list(pool.map(first_call, range(16)))
-    assert len(calls) == 1
     for y in outputs:
         assert_same(y, outputs[0])
 
