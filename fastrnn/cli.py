@@ -22,9 +22,9 @@ the time of a training step beside that of the NumPy reference and, if it is ins
 learning curve. Its source, fastrnn/demo.py, shows how to train with fastrnn."""
 
 DEMO_END = """\
-The same seed gives the same model and text, with any number of threads (OMP_NUM_THREADS sets it). Ctrl-C ends
-the training: the model so far is validated, sampled and plotted, and the exit status is 130. A second Ctrl-C
-ends the program at once."""
+The same seed gives the same model and text on one machine, with any number of threads (OMP_NUM_THREADS sets
+it). Ctrl-C ends the training: the model so far is validated, sampled and plotted, and the exit status is 130.
+A second Ctrl-C ends the program at once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastrnn {fastrnn.__version__}")
     parser.set_defaults(run=_help, parser=parser)
-    commands = parser.add_subparsers(title="commands", metavar="")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     about = "version, instruction sets, threads and compiler of this installation"
     info = commands.add_parser("info", help=about, description=f"Print {about}.")
@@ -128,17 +128,20 @@ def _demo(arguments: argparse.Namespace) -> int:
         name, text = demo.read_text(arguments.text)
     except (OSError, ValueError) as reason:
         error(f"argument --text: {reason}")
-    history = demo.run(
-        name,
-        text,
-        cell=arguments.cell,
-        steps=arguments.steps,
-        units=arguments.units,
-        seed=arguments.seed,
-        temperature=arguments.temperature,
-        sample_length=arguments.sample_length,
-        plot_path=arguments.plot,
-    )
+    try:
+        history = demo.run(
+            name,
+            text,
+            cell=arguments.cell,
+            steps=arguments.steps,
+            units=arguments.units,
+            seed=arguments.seed,
+            temperature=arguments.temperature,
+            sample_length=arguments.sample_length,
+            plot_path=arguments.plot,
+        )
+    except MemoryError:
+        error(f"argument --units: {arguments.units:,} need more memory than there is")
     return INTERRUPTED if history.stopped else 0
 
 

@@ -279,7 +279,12 @@ def plot(path: Path, history: History, title: str) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(np.arange(steps) + 1, history.training, color="C0", alpha=0.25, linewidth=0.8)
-    axes.plot(np.arange(window, steps + 1), smooth, color="C0", label=f"training, mean of {window} steps")
+    axes.plot(
+        np.arange(len(smooth)) + (window + 1) / 2,
+        smooth,
+        color="C0",
+        label=f"training, mean of {window} steps",
+    )
     axes.plot(*zip(*history.validation, strict=True), "o-", color="C1", label="validation")
     axes.set(title=title, xlabel="training steps", ylabel="bits per character")
     axes.set(xlim=(0, None), ylim=(0, None))

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["draw", "get", "glorot_uniform", "ones", "orthogonal", "serialize", "zeros"]
@@ -29,7 +28,7 @@ Initializer = Callable[..., Any]  # f(shape, dtype=...) -> array
 InitializerLike = str | dict[str, Any] | Initializer  # what `get` takes
 
 
-def zeros(shape: Shape, dtype: DTypeLike = "float32", rng: Generator | None = None) -> Array:
+def zeros(shape: Shape, dtype: DTypeLike = "float32", rng: np.random.Generator | None = None) -> Array:
     """All zeros.
 
     Args:
@@ -46,7 +45,7 @@ def zeros(shape: Shape, dtype: DTypeLike = "float32", rng: Generator | None = No
     return np.zeros(shape, dtype)
 
 
-def ones(shape: Shape, dtype: DTypeLike = "float32", rng: Generator | None = None) -> Array:
+def ones(shape: Shape, dtype: DTypeLike = "float32", rng: np.random.Generator | None = None) -> Array:
     """All ones.
 
     Args:
@@ -64,7 +63,11 @@ def ones(shape: Shape, dtype: DTypeLike = "float32", rng: Generator | None = Non
 
 
 def glorot_uniform(
-    shape: Shape, dtype: DTypeLike = "float32", rng: Generator | None = None, *, seed: int | None = None
+    shape: Shape,
+    dtype: DTypeLike = "float32",
+    rng: np.random.Generator | None = None,
+    *,
+    seed: int | None = None,
 ) -> Array:
     """Uniform in [-limit, limit] with limit = sqrt(6 / (fan_in + fan_out)).
 
@@ -91,7 +94,7 @@ def glorot_uniform(
 def orthogonal(
     shape: Shape,
     dtype: DTypeLike = "float32",
-    rng: Generator | None = None,
+    rng: np.random.Generator | None = None,
     *,
     gain: float = 1.0,
     seed: int | None = None,
@@ -203,7 +206,7 @@ def serialize(initializer: Initializer) -> str | dict[str, Any]:
     )
 
 
-def draw(initializer: Initializer, shape: Shape, dtype: str, rng: Generator) -> Any:
+def draw(initializer: Initializer, shape: Shape, dtype: str, rng: np.random.Generator) -> Any:
     """Calls an initializer: one of this module with `rng`, one of Keras' form `f(shape, dtype=...)` without.
 
     Args:
@@ -265,7 +268,7 @@ def _from_config(config: dict[str, Any]) -> Initializer:
     return functools.partial(function, **settings) if settings else function
 
 
-def _generator(rng: Generator | None, seed: int | None) -> Generator:
+def _generator(rng: np.random.Generator | None, seed: int | None) -> np.random.Generator:
     """The generator to draw from: a seed of the initializer's own goes before the layer's generator."""
     if seed is not None:
         return np.random.default_rng(seed)
@@ -281,6 +284,6 @@ def _fans(shape: Shape) -> tuple[int, int]:
     return shape[-2] * field, shape[-1] * field
 
 
-def _uniform_of_variance(variance: float, shape: Shape, dtype: DTypeLike, rng: Generator) -> Array:
+def _uniform_of_variance(variance: float, shape: Shape, dtype: DTypeLike, rng: np.random.Generator) -> Array:
     limit = math.sqrt(3.0 * variance)
     return rng.uniform(-limit, limit, shape).astype(dtype, copy=False)

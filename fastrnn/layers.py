@@ -25,7 +25,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy import ndarray
-from numpy.random import Generator
 from numpy.typing import ArrayLike
 
 from fastrnn import functional, initializers
@@ -426,7 +425,7 @@ class _Recurrent:
     def _bias_shape(self) -> Shape:
         return (self._gates * self.units,)
 
-    def _initial_bias(self, rng: Generator) -> Array:
+    def _initial_bias(self, rng: np.random.Generator) -> Array:
         return self._draw("bias_initializer", self._bias_shape(), rng)
 
     def _shapes(self, features: int) -> dict[str, Shape]:
@@ -453,7 +452,7 @@ class _Recurrent:
         made: functional.Weights = self.__dict__.setdefault("_packed", self._pack(arrays))
         return made
 
-    def _draw(self, argument: str, shape: Shape, rng: Generator) -> Array:
+    def _draw(self, argument: str, shape: Shape, rng: np.random.Generator) -> Array:
         drawn = initializers.draw(getattr(self, argument), shape, self.dtype, rng)
         return self._weight(drawn, f"what {argument} returns", shape)
 
@@ -712,7 +711,7 @@ class LSTM(_Recurrent):
     ) -> None:
         super().__init__(locals())
 
-    def _initial_bias(self, rng: Generator) -> Array:
+    def _initial_bias(self, rng: np.random.Generator) -> Array:
         if not self.unit_forget_bias:
             return super()._initial_bias(rng)
         h = self.units

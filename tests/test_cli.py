@@ -106,6 +106,7 @@ def test_command_line_imports_no_package_but_numpy():
         (["--steps", "ten"], "argument --steps: must be a positive integer, got ten"),
         (["--units", "-1"], "argument --units: must be a positive integer, got -1"),
         (["--units", "1.5"], "argument --units: must be a positive integer, got 1.5"),
+        (["--units", str(10**9)], "argument --units: 1,000,000,000 need more memory than there is"),
         (["--seed", "-1"], "argument --seed: must be a non-negative integer, got -1"),
         (["--sample-length", "-1"], "argument --sample-length: must be a non-negative integer, got -1"),
         (["--temperature", "0"], "argument --temperature: must be a number greater than 0, got 0"),
