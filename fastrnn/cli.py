@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
+        fastrnn.get_isa()
+    except ValueError as error:  # a wrong FASTRNN_ISA
+        parser.error(str(error))
+    try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
         return status

@@ -18,8 +18,10 @@ its default; nothing is accepted and then ignored.
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import reprlib
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -150,6 +152,8 @@ class _Recurrent:
         """
         if mask is not None:
             self._refuse_mask()
+        if training is not True and training is not False:
+            self._check_training(training)
         packed = self._packed
         if x.__class__ is not ndarray or x.dtype is not self._numpy_dtype or packed is None:
             x, packed = self._prepare(x, "x", "[batch, time, features]")
@@ -185,6 +189,8 @@ class _Recurrent:
         """
         if mask is not None:
             self._refuse_mask()
+        if training is not True and training is not False:
+            self._check_training(training)
         x, packed = self._prepare(x, "x", "[batch, time, features]")
         if initial_state is not None:
             initial_state = self._prepare_states(initial_state, "initial_state")
@@ -227,7 +233,9 @@ class _Recurrent:
                 f"({tape._layer!r}); call the backward of that layer"
             )
         gradients: Any = dy  # with return_state, what is no list is refused below, by the core
-        if not tape._return_state:
+        if dy is None:
+            gradients = None
+        elif not tape._return_state:
             gradients = self._floating(dy, "dy")
         elif isinstance(dy, (list, tuple)):
             gradients = self._prepare_states(dy, "dy")
@@ -443,6 +451,12 @@ class _Recurrent:
         """
         streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self.seed).spawn(3)]
         shapes = self._shapes(features)
+        for name, shape in shapes.items():
+            if math.prod(shape) > sys.maxsize // self._numpy_dtype.itemsize:
+                raise MemoryError(
+                    f"{self._where}: {name} must fit the address space, got the shape {shape}; "
+                    "use fewer units or features"
+                )
         arrays = [
             self._draw("kernel_initializer", shapes["kernel"], streams[0]),
             self._draw("recurrent_initializer", shapes["recurrent_kernel"], streams[1]),
@@ -453,7 +467,12 @@ class _Recurrent:
         return made
 
     def _draw(self, argument: str, shape: Shape, rng: np.random.Generator) -> Array:
-        drawn = initializers.draw(getattr(self, argument), shape, self.dtype, rng)
+        try:
+            drawn = initializers.draw(getattr(self, argument), shape, self.dtype, rng)
+        except MemoryError:
+            raise MemoryError(
+                f"{self._where}: no memory for what {argument} draws, of shape {shape}; use fewer units or features"
+            ) from None
         return self._weight(drawn, f"what {argument} returns", shape)
 
     def _weight(self, value: Any, what: str, shape: Shape) -> Array:
@@ -536,7 +555,15 @@ class _Recurrent:
                 f"{self._where}{method}: {what} must be a floating array, got {array.dtype}; "
                 f'convert it with {variable}.astype("{self.dtype}")'
             )
-        return array.astype(self._numpy_dtype, copy=False)
+        with np.errstate(over="ignore"):  # beyond float32: infinity
+            return array.astype(self._numpy_dtype, copy=False)
+
+    def _check_training(self, training: Any) -> None:
+        if training is not None and not isinstance(training, np.bool_):
+            raise TypeError(
+                f"{self._where}: training must be True, False or None, got {reprlib.repr(training)}; "
+                "write bool(...) around it"
+            )
 
     def _refuse_mask(self) -> None:
         raise NotImplementedError(

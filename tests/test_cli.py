@@ -274,3 +274,12 @@ def test_progress_bar_is_drawn_on_a_terminal_alone(text_file):
     assert "steps" in drawn and "bits per character" in drawn
     assert "\r" not in out and "\x1b" not in out
     assert len(out.splitlines()) < 30
+
+
+def test_a_wrong_instruction_set_in_the_environment_is_named(run_python):
+    code = """
+    import subprocess, sys
+    done = subprocess.run([sys.executable, "-m", "fastrnn", "info"], capture_output=True, text=True)
+    print(done.returncode, "Traceback" in done.stderr, "got 'mmx'" in done.stderr)
+    """
+    assert run_python(code, FASTRNN_ISA="mmx") == "2 False True\n"

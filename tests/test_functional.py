@@ -1174,3 +1174,26 @@ def test_no_call_raises_or_warns_of_floating_point_errors(isa, dtype, cell):
     dy = [*infinite, *[None] * (STATES[cell] - 1)]
     with np.errstate(all="raise"):
         forward_and_backward(FUNCTIONS[cell], problem, dy, return_sequences=False)
+
+
+def test_objects_made_without_their_constructor_are_refused(run_python):
+    code = """
+    import numpy as np
+    from fastrnn import _core
+
+    options = dict(return_sequences=True, return_state=True, go_backwards=False, training=True)
+    weights, tape = _core.Weights.__new__(_core.Weights), _core.Tape.__new__(_core.Tape)
+    for use in [
+        lambda: weights.arrays,
+        lambda: weights.units,
+        lambda: tape.nbytes,
+        lambda: _core.forward(weights, np.zeros((1, 1, 1), "f4"), **options),
+        lambda: _core.step(weights, np.zeros((1, 1), "f4")),
+        lambda: _core.backward(None, tape),
+    ]:
+        try:
+            use()
+        except (TypeError, RuntimeError):
+            print("refused")
+    """
+    assert run_python(code) == "refused\n" * 6

@@ -1224,3 +1224,28 @@ def test_a_dtype_may_be_given_in_many_ways(dtype):
 def test_the_name_is_that_of_the_class_unless_given():
     assert [c(3).name for c in CLASSES] == ["simple_rnn", "lstm", "gru"]
     assert LSTM(3, name="encoder").name == "encoder"
+
+
+def test_a_width_beyond_the_address_space_is_refused():
+    x = np.ones((2, 3, 4), "float32")
+    with pytest.raises(MemoryError, match=r"^LSTM: kernel must fit the address space, got the shape \(4, "):
+        LSTM(2**62)(x)
+    with pytest.raises(MemoryError, match=r"^LSTM: no memory for what recurrent_initializer draws"):
+        LSTM(10**7)(x)
+
+
+def test_training_must_be_a_flag():
+    with pytest.raises(TypeError, match=r"^LSTM: training must be True, False or None, got 'yes'; write bool"):
+        LSTM(3)(np.ones((2, 3, 4), "float32"), training="yes")
+
+
+def test_no_gradient_means_zeros():
+    layer = LSTM(3)
+    for layer.return_state in (False, True):
+        _, tape = layer.forward(np.ones((2, 3, 4), "float32"))
+        assert not layer.backward(None, tape).x.any()
+
+
+def test_values_beyond_float32_become_infinite_without_a_warning():
+    y = SimpleRNN(3, kernel_initializer="ones")(np.full((1, 1, 1), 1e300))
+    np.testing.assert_array_equal(y, np.ones((1, 3), "float32"))

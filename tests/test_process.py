@@ -430,13 +430,14 @@ def test_child_forked_while_another_thread_is_in_a_kernel_computes_the_same_bits
 def test_child_forked_while_another_thread_packs_the_weights_can_call_the_layer():
     run_script(
         """
+        fastrnn.set_num_threads(1)
         I = 1 << 20
         kernel = np.ones((64, I), "float32").T  # not contiguous: slow to pack
         weights = fastrnn.functional.Weights("lstm", kernel, np.ones((16, 64), "float32"))
         x = np.ones((1, I), "float32")
         first_call = threading.Thread(target=fastrnn.functional.run_step, args=(weights, x))
         first_call.start()
-        time.sleep(0.05)
+        time.sleep(0.01)
         statuses = []
         while first_call.is_alive():
             statuses.append(status_of_child(lambda: fastrnn.functional.run_step(weights, x)))
@@ -668,7 +669,7 @@ def test_ctrl_c_ends_a_long_call_again_and_again(threads):
         fastrnn.set_num_threads(int(sys.argv[1]))
         layer = make(fastrnn.LSTM, 64)
         expected = use(layer)
-        for B in 32, 1, 32, 1:
+        for B in 32, 1, 32:
             stop(lambda: layer(repeated(B, 1 << 40, 64)), after=0.1)
             check(use(layer), expected)
         """,
@@ -1015,6 +1016,30 @@ def test_interpreter_can_exit_while_a_daemon_thread_is_in_a_kernel(steps, thread
         threads,
         steps,
         1.5 if steps < 1 << 40 else 0.5,
+        timeout=30,
+    )
+
+
+@one_or_two_threads
+def test_interpreter_can_exit_while_daemon_threads_in_kernels_wait_for_the_gil(threads):
+    run_script(
+        """
+        class KeepsFinalizationGoing:
+            def __del__(self, sleep=time.sleep):
+                sleep(0.5)  # without the GIL: those who wait for it get it now
+
+        fastrnn.set_num_threads(int(sys.argv[1]))
+        layer = make(fastrnn.LSTM, 64)
+        use(layer)
+        object_that_dies_last = KeepsFinalizationGoing()
+        for _ in range(4):
+            threading.Thread(target=layer, args=(repeated(32, 1 << 40, 64),), daemon=True).start()
+        sys.setswitchinterval(1000)  # from here on this thread keeps the GIL
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            pass
+        """,
+        threads,
         timeout=30,
     )
 

@@ -160,7 +160,11 @@ void take_gil(PyThreadState* thread) {
 #else
   while (_Py_IsFinalizing()) pause();
 #endif
-  PyEval_RestoreThread(thread);
+  try {
+    PyEval_RestoreThread(thread);
+  } catch (...) {  // the interpreter began to finalize while this waited, and ends the thread by unwinding it
+    for (;;) pause();
+  }
 }
 
 /// Ctrl-C during a call: Python's own check, which runs the signal handlers in the thread that has them. `thread`: the
@@ -173,13 +177,12 @@ bool signal_arrived(void* thread) {
   return raised;
 }
 
-/// Which of the compiled instruction sets is in use.
+/// Which of the compiled instruction sets `name` is.
 constexpr std::size_t kMostIsas = 4;
-std::size_t isa_number() {
-  static const std::vector<std::string> names = fastrnn::compiled_isas();
-  const char* name = fastrnn::isa();
+const std::vector<std::string> kIsaNames = fastrnn::compiled_isas();
+std::size_t isa_number(const char* name) {
   std::size_t i = 0;
-  while (names[i] != name) ++i;
+  while (kIsaNames[i] != name) ++i;
   return i;
 }
 
@@ -444,10 +447,11 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
   /// Packed for the instruction set in use, once. Called without the GIL. No lock: it would stay locked in a child that
   /// is forked meanwhile. Threads that come here at once all pack, and the first to finish has packed for all.
   const fastrnn::PackedWeights<T>& packed(fastrnn::Pass pass) const {
-    auto& slot = packed_[pass == fastrnn::Pass::forward ? 0 : 1][isa_number()];
-    const fastrnn::PackedWeights<T>* known = slot.load(std::memory_order_acquire);
+    auto& slots = packed_[pass == fastrnn::Pass::forward ? 0 : 1];
+    const fastrnn::PackedWeights<T>* known = slots[isa_number(fastrnn::isa())].load(std::memory_order_acquire);
     if (!known) {
       auto made = std::make_unique<const fastrnn::PackedWeights<T>>(view_, pass);
+      auto& slot = slots[isa_number(made->isa())];  // another thread may have called set_isa meanwhile
       if (slot.compare_exchange_strong(known, made.get(), std::memory_order_acq_rel)) known = made.release();
     }
     return *known;
@@ -519,19 +523,22 @@ bool flag(py::handle object, const std::string& where, const char* name) {
   throw py::type_error(text(where, ": ", name, " must be True or False, got ", type_name(object)));
 }
 
-py::tuple forward(const Weights& weights, py::handle x, py::handle initial_state, py::handle return_sequences,
+/// Functions take the holder, not a reference: pybind11 refuses it for an object that was made without its constructor.
+using Held = std::shared_ptr<Weights>;
+
+py::tuple forward(const Held& weights, py::handle x, py::handle initial_state, py::handle return_sequences,
                   py::handle return_state, py::handle go_backwards, py::handle training) {
-  const std::string& where = weights.name;
-  return weights.forward(as_array(x, where, "x"), initial_state, flag(return_sequences, where, "return_sequences"),
-                         flag(return_state, where, "return_state"), flag(go_backwards, where, "go_backwards"),
-                         flag(training, where, "training"));
+  const std::string& where = weights->name;
+  return weights->forward(as_array(x, where, "x"), initial_state, flag(return_sequences, where, "return_sequences"),
+                          flag(return_state, where, "return_state"), flag(go_backwards, where, "go_backwards"),
+                          flag(training, where, "training"));
 }
 
 py::tuple backward(py::handle dy, py::handle tape_in) {
   if (!py::isinstance<Tape>(tape_in))
     throw py::type_error(
         text("functional.run_backward: tape must be the Tape that a forward pass returned, got ", type_name(tape_in)));
-  Tape& tape = py::cast<Tape&>(tape_in);
+  Tape& tape = *py::cast<std::shared_ptr<Tape>>(tape_in);
   if (tape.consumed)
     throw std::runtime_error(tape.weights->name +
                              ".backward: the tape was already used; run forward again for another gradient");
@@ -539,6 +546,8 @@ py::tuple backward(py::handle dy, py::handle tape_in) {
   try {
     py::tuple gradients = tape.weights->backward(dy, tape);
     tape.saved = py::array();  // the memory
+    tape.x = py::array();
+    for (py::object& state : tape.initial_state) state = py::none();
     return gradients;
   } catch (...) {
     tape.consumed = false;  // still good for another try
@@ -558,36 +567,38 @@ py::array_t<T> elementwise(const py::array_t<T, py::array::c_style>& x) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled kernels of fastrnn. Use fastrnn.functional, which documents them.";
   m.attr("__version__") = fastrnn::version();
+  if (kIsaNames.size() > kMostIsas) throw std::logic_error("kMostIsas is less than the instruction sets compiled in");
 
   py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights",
                                                 "The weights of one cell, packed for the kernels when first used.")
       .def(py::init(&make_weights), py::arg("cell"), py::arg("kernel"), py::arg("recurrent_kernel"),
            py::arg("bias") = py::none(), py::kw_only(), py::arg("name") = py::none())
-      .def_property_readonly("cell", [](const Weights& w) { return w.traits.name; })
-      .def_readonly("inputs", &Weights::inputs)
-      .def_readonly("units", &Weights::units)
-      .def_readonly("name", &Weights::name)
-      .def_property_readonly("dtype", &Weights::dtype)
-      .def_property_readonly("arrays", [](const Weights& w) {
+      .def_property_readonly("cell", [](const Held& w) { return w->traits.name; })
+      .def_property_readonly("inputs", [](const Held& w) { return w->inputs; })
+      .def_property_readonly("units", [](const Held& w) { return w->units; })
+      .def_property_readonly("name", [](const Held& w) { return w->name; })
+      .def_property_readonly("dtype", [](const Held& w) { return w->dtype(); })
+      .def_property_readonly("arrays", [](const Held& w) {
         py::list arrays;
-        arrays.append(w.kernel);
-        arrays.append(w.recurrent_kernel);
-        if (!w.bias.is_none()) arrays.append(w.bias);
+        arrays.append(w->kernel);
+        arrays.append(w->recurrent_kernel);
+        if (!w->bias.is_none()) arrays.append(w->bias);
         return arrays;
       });
 
-  py::class_<Tape, std::shared_ptr<Tape>>(m, "Tape", "What backward needs of one forward pass.")
-      .def_readonly("consumed", &Tape::consumed)
-      .def_property_readonly("nbytes", [](const Tape& t) { return t.saved.nbytes(); })
-      .def_property_readonly("weights", [](const Tape& t) { return std::const_pointer_cast<Weights>(t.weights); });
+  using HeldTape = std::shared_ptr<Tape>;
+  py::class_<Tape, HeldTape>(m, "Tape", "What backward needs of one forward pass.")
+      .def_property_readonly("consumed", [](const HeldTape& t) { return t->consumed; })
+      .def_property_readonly("nbytes", [](const HeldTape& t) { return t->saved.nbytes(); })
+      .def_property_readonly("weights", [](const HeldTape& t) { return std::const_pointer_cast<Weights>(t->weights); });
 
   m.def("forward", &forward, py::arg("weights"), py::arg("x"), py::arg("initial_state") = py::none(), py::kw_only(),
         py::arg("return_sequences"), py::arg("return_state"), py::arg("go_backwards"), py::arg("training"));
   m.def("backward", &backward, py::arg("dy"), py::arg("tape"));
   m.def(
       "step",
-      [](const Weights& w, py::handle x_t, py::handle states) {
-        return w.step(as_array(x_t, w.name + ".step", "x_t"), states);
+      [](const Held& w, py::handle x_t, py::handle states) {
+        return w->step(as_array(x_t, w->name + ".step", "x_t"), states);
       },
       py::arg("weights"), py::arg("x_t"), py::arg("states") = py::none());
 

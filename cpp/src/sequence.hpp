@@ -154,11 +154,12 @@ class ForwardPass {
       bool go_on = true;
       for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
         using S = decltype(stage);
+        static_assert(S::accumulators <= kTileVectors, "the sums of a unit must fit a register tile");
         if (!go_on) return;
         const Range blocks = my_blocks<S>(team);
         const T* hoisted = together ? hoisted_here(s, team) : nullptr;
         const Index first_row = together ? t % together : 0;
-        for (Index block = blocks.begin; block < blocks.end; ++block)
+        for (Index block = blocks.begin; block < blocks.end; ++block) {
           with_constant<kVectorsPerSum<S>>(UnitBlocks<S, V>{H_}.used(block), [&](auto vectors) {
             for_row_tiles(rows, [&](Index b, Index height) {
               with_constant<kTileRows>(height, [&](auto rows_here) {
@@ -167,11 +168,11 @@ class ForwardPass {
               });
             });
           });
+          if (!(go_on = team.proceed(rows.size() * (I_ + H_) * S::gates * kLanes<V>))) return;
+        }
         if (division_.by_units) go_on = team.barrier();
       });
-      if (!go_on ||
-          !team.proceed(rows.size() * (I_ + H_) * Cell::traits.gates * H_ / (division_.by_units ? team.size : 1)))
-        return false;
+      if (!go_on) return false;
     }
     return true;
   }
@@ -406,10 +407,11 @@ class BackwardRows {
                           panels_.recurrent[s] + first * S::gates * H_, row, OutputBlocks<V>{H_}.valid(block),
                           S::operand == kHidden);
           });
+          if (!(go_on = team.proceed(rows.size() * S::gates * H_ * kTileVectors * kLanes<V>))) return;
         }
         if (by_units_) go_on = team.barrier();
       });
-      if (!go_on || !team.proceed(rows.size() * H_ * G_ * H_ / (by_units_ ? team.size : 1))) return false;
+      if (!go_on) return false;
     }
     // The left sides of dW and dU: x and the operands of the steps, by columns.
     const Range mine = part(chunk.size(), by_units_ ? team.index : 0, by_units_ ? team.size : 1);

@@ -39,7 +39,8 @@ class FloatingPointMode {
   }
   void use() const { asm volatile("msr fpcr, %0" : : "r"(bits_)); }
 #endif
-  bool operator!=(const FloatingPointMode& other) const { return bits_ != other.bits_; }
+
+  class Scope;
 
  private:
 #if defined(__x86_64__)
@@ -49,6 +50,20 @@ class FloatingPointMode {
 #endif
   explicit FloatingPointMode(Bits bits) : bits_(bits) {}
   Bits bits_;
+};
+
+class FloatingPointMode::Scope {
+ public:
+  explicit Scope(const FloatingPointMode& mode) : before_(current()), changed_(before_.bits_ != mode.bits_) {
+    if (changed_) mode.use();
+  }
+  ~Scope() {
+    if (changed_) before_.use();
+  }
+
+ private:
+  const FloatingPointMode before_;
+  const bool changed_;
 };
 
 /// Shared by the threads of one call.
@@ -123,11 +138,9 @@ bool run_team(int threads, const Interrupt& interrupt, const Body& body) {
     const FloatingPointMode mode = FloatingPointMode::current();
 #pragma omp parallel num_threads(threads)
     {
-      const FloatingPointMode before = FloatingPointMode::current();
-      if (before != mode) mode.use();
+      const FloatingPointMode::Scope scope(mode);
       Team team(control, interrupt, omp_get_thread_num(), omp_get_num_threads());
       body(team);
-      if (before != mode) before.use();
     }
   }
   return !control.stopped;
@@ -140,8 +153,13 @@ void parallel_for(int threads, Index n, const F& f) {
     for (Index i = 0; i < n; ++i) f(i);
     return;
   }
-#pragma omp parallel for num_threads(threads)
-  for (Index i = 0; i < n; ++i) f(i);
+  const FloatingPointMode mode = FloatingPointMode::current();
+#pragma omp parallel num_threads(threads)
+  {
+    const FloatingPointMode::Scope scope(mode);
+#pragma omp for
+    for (Index i = 0; i < n; ++i) f(i);
+  }
 }
 
 /// How one call is divided. By rows: each thread takes some rows of the batch through all time steps and never waits

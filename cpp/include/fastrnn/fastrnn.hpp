@@ -131,8 +131,8 @@ template <class T>
 bool backward(const PackedWeights<T>& weights, const Backward<T>& call);  ///< weights packed for Pass::backward
 
 /// Threads that one call may use: what was set, else what OpenMP gives this thread (OMP_NUM_THREADS, affinity). A small
-/// call uses fewer. A process forked from one that used threads always runs on one: OpenMP's pool does not survive
-/// fork.
+/// call uses fewer. A process forked from one that has loaded this library always runs on one: OpenMP's pool does not
+/// survive fork.
 int num_threads();
 void set_num_threads(int n);  ///< n >= 1; 0: back to OpenMP's number. Concerns fastrnn alone.
 

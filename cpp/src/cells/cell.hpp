@@ -7,7 +7,7 @@
 //
 // A stage is a struct with
 //   first_gate, gates      the columns of the kernels that it multiplies: gates first_gate … first_gate + gates - 1
-//   accumulators           how many sums it keeps apart per unit; sum g takes x.W of its gate g
+//   accumulators           how many sums it keeps apart per unit, at most kTileVectors; sum g takes x.W of its gate g
 //   recurrent_sum(g)       the sum that takes operand.U of its gate g: g, or one that has no part of x
 //   operand                what U multiplies: kHidden, or the slot of an earlier stage
 //   first_slot, slots      the slots that its forward writes
