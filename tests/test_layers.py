@@ -1235,7 +1235,9 @@ def test_a_width_beyond_the_address_space_is_refused():
 
 
 def test_training_must_be_a_flag():
-    with pytest.raises(TypeError, match=r"^LSTM: training must be True, False or None, got 'yes'; write bool"):
+    with pytest.raises(
+        TypeError, match=r"^LSTM: training must be True, False or None, got 'yes'; write bool"
+    ):
         LSTM(3)(np.ones((2, 3, 4), "float32"), training="yes")
 
 
