@@ -122,7 +122,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     try:
         from fastrnn import demo
     except ModuleNotFoundError as missing:
-        if missing.name is None or missing.name.split(".")[0] not in ("rich", "tqdm"):
+        if missing.name is None or missing.name.split(".")[0] not in ("rich", "threadpoolctl", "tqdm"):
             raise
         print(f'fastrnn demo: needs {missing.name}; run: pip install "fastrnn[demo]"', file=sys.stderr)
         return 1

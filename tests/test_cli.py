@@ -157,7 +157,7 @@ def test_folder_as_text_is_refused(tmp_path, capsys):
     assert "Is a directory" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("package", ["tqdm", "rich"])
+@pytest.mark.parametrize("package", ["rich", "threadpoolctl", "tqdm"])
 def test_missing_package_of_the_demo_is_named(package, text_file):
     done = run_without([package], ["demo", "--text", text_file, *TINY])
     assert done.returncode == 1
