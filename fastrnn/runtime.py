@@ -59,6 +59,19 @@ def get_isa() -> str:
     return _core.isa()
 
 
+def release_memory() -> None:
+    """Give the memory that fastrnn keeps for its next call back to the system.
+
+    Results, tapes, packed weights and workspaces of 256 KiB and more are kept when they are no longer in use, at
+    most 1 GiB in all, because a training step asks for the same sizes again. The system may take kept
+    memory by itself when it runs short.
+
+    >>> import fastrnn
+    >>> fastrnn.release_memory()
+    """
+    _core.release_memory()
+
+
 def set_isa(name: str) -> None:
     """Use the kernels of one instruction set from now on, in this process.
 

@@ -1012,7 +1012,7 @@ def endless(*shape):
     return np.broadcast_to(np.zeros(shape[-1] if shape[-1] < 100 else 1, "float32"), shape)
 
 
-PETABYTES = r"^Unable to allocate [\d.]+ [PE]iB for an array with shape .* and data type float32$"
+PETABYTES = r"^[\w.]+: [\w ]+ of shape \(.*\) needs \d{10,} MiB, more than there is; use smaller sizes$"
 
 
 @pytest.mark.parametrize("function", [functional.lstm, functional.lstm_forward])
@@ -1060,7 +1060,7 @@ def test_weights_that_no_memory_holds_are_refused_at_once():
     wide = arguments | {"kernel": endless(2**50, 16)}
     with pytest.raises(MemoryError):  # when they are packed
         functional.lstm(**(wide | {"x": np.empty((0, 1, 2**50), "float32")}))
-    with pytest.raises(MemoryError, match=PETABYTES):
+    with pytest.raises(MemoryError, match=r"^Unable to allocate [\d.]+ [PE]iB for an array"):
         functional.lstm(**(wide | {"x": np.broadcast_to(np.float32(1), (1, 1, 2**50))}))
     units = 2**29
     with pytest.raises(ValueError, match="address space"):

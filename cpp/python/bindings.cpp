@@ -108,6 +108,9 @@ Index stride(const py::array& a, int axis) {
   return a.strides(axis) / static_cast<Index>(sizeof(T));
 }
 
+/// Results from here on lie in memory that is used again (see fastrnn::allocate).
+constexpr Index kLargeResult = Index(1) << 20;
+
 /// A new array; a shape whose size no address space holds is refused before NumPy sees it.
 template <class T>
 py::array_t<T> empty(const Shape& shape, const std::string& where, const char* what) {
@@ -116,7 +119,19 @@ py::array_t<T> empty(const Shape& shape, const std::string& where, const char* w
     if (n != 0 && __builtin_mul_overflow(bytes, n, &bytes))
       throw py::value_error(text(where, ": ", what, " of shape ", to_text(shape),
                                  " is larger than the address space; use smaller sizes"));
-  return py::array_t<T>(shape);
+  if (bytes < kLargeResult) return py::array_t<T>(shape);
+  std::unique_ptr<fastrnn::Memory> memory;
+  try {
+    memory = std::make_unique<fastrnn::Memory>(fastrnn::allocate(bytes));
+  } catch (const std::bad_alloc&) {
+    PyErr_SetString(PyExc_MemoryError, text(where, ": ", what, " of shape ", to_text(shape), " needs ", bytes >> 20,
+                                            " MiB, more than there is; use smaller sizes")
+                                           .c_str());
+    throw py::error_already_set();
+  }
+  fastrnn::Memory* const owner = memory.release();
+  const py::capsule base(owner, [](void* p) { delete static_cast<fastrnn::Memory*>(p); });
+  return py::array_t<T>(shape, static_cast<const T*>(owner->get()), base);
 }
 
 // ---- Weights
@@ -609,6 +624,7 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("num_threads", &fastrnn::num_threads);
   m.def("set_num_threads", &fastrnn::set_num_threads, py::arg("n"));
+  m.def("release_memory", &fastrnn::release_memory);
   m.def("compiled_isas", &fastrnn::compiled_isas);
   m.def("available_isas", &fastrnn::available_isas);
   m.def("isa", &fastrnn::isa);

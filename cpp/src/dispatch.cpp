@@ -2,13 +2,11 @@
 // a kernel runs.
 #include <omp.h>
 #include <pthread.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
 #include "build.hpp"  // made by CMake: FASTRNN_VERSION, FASTRNN_FOR_EACH_ISA
@@ -100,24 +98,7 @@ int threads_for(const Call& call, std::int64_t inputs, std::int64_t units, int g
   return threads_for(double(call.batch) * double(call.time) * double(inputs + units) * double(units) * gates);
 }
 
-// ---- Memory
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-using Memory = std::unique_ptr<void, Free>;
-
-/// Aligned to a cache line. A large block lies on huge pages where the system has them: packing 32 MB of weights into
-/// fresh memory took 7 ms instead of 13.
-Memory allocate(std::int64_t bytes) {
-  constexpr std::size_t kHugePage = std::size_t(1) << 21;
-  const bool large = bytes >= std::int64_t(2 * kHugePage);
-  void* p = nullptr;
-  if (bytes > 0 && posix_memalign(&p, large ? kHugePage : 64, static_cast<std::size_t>(bytes)) != 0)
-    throw std::bad_alloc();
-  if (large) madvise(p, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
-  return Memory(p);
-}
+// ---- Sizes
 
 void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(std::string("fastrnn: ") + what);

@@ -222,6 +222,24 @@ void a_call_can_be_interrupted() {
   set_num_threads(0);
 }
 
+void large_memory_is_used_again() {
+  release_memory();
+  for (const std::int64_t size : {std::int64_t(1) << 18, std::int64_t(5) << 20}) {
+    Memory first = allocate(size), second = allocate(size);
+    void* const address = first.get();
+    check(address && second.get() && address != second.get(), "two owners, two blocks");
+    check(reinterpret_cast<std::uintptr_t>(address) % 64 == 0, "memory is aligned to a cache line");
+    std::memset(address, 1, static_cast<std::size_t>(size));
+    first.reset();
+    const Memory other = allocate(4 * size);
+    check(other.get() != address, "a kept block is not cut from");
+    first = allocate(size - 100);
+    check(first.get() == address, "a kept block serves the next call of its size");
+  }
+  release_memory();
+  check(!allocate(0), "no bytes, no memory");
+}
+
 void wrong_arguments_throw() {
   Problem<float> p(Cell::gru, 2, 3, 4, 5);
   Forward<float> call{};
@@ -262,6 +280,7 @@ int main(int argc, char** argv) {
     }
   }
   a_call_can_be_interrupted();
+  large_memory_is_used_again();
   wrong_arguments_throw();
   std::printf("%s: %d failures\n", name.c_str(), failures);
   return failures != 0;

@@ -58,6 +58,19 @@ struct Weights {
 
 enum class Pass { forward, backward };
 
+/// Memory that is given back when its owner is destroyed.
+struct ReleaseMemory {
+  std::int64_t size;  ///< bytes
+  void operator()(void* data) const noexcept;
+};
+using Memory = std::unique_ptr<void, ReleaseMemory>;
+/// Uninitialised memory aligned to a cache line, or to a huge page where it is large; null for no bytes. Blocks of 256
+/// KiB and more are kept when they are given back, 1 GiB in all, for the next call that asks for such a size: fresh
+/// pages cost more than many a pass over them. The system may take the pages of kept blocks when it runs short.
+/// Packed weights and workspaces come from here; a tape may.
+Memory allocate(std::int64_t bytes);
+void release_memory();  ///< Give the kept blocks back to the system.
+
 /// Weights laid out for one pass (backward reads them transposed) and for the instruction set in use when they were
 /// packed; calls that take them use that same instruction set. Packing costs about as much as copying the weights;
 /// pack once, call often.
