@@ -224,7 +224,7 @@ void a_call_can_be_interrupted() {
 
 void large_memory_is_used_again() {
   release_memory();
-  for (const std::int64_t size : {std::int64_t(1) << 18, std::int64_t(5) << 20}) {
+  for (const std::int64_t size : {std::int64_t(1) << 19, std::int64_t(5) << 20}) {
     Memory first = allocate(size), second = allocate(size);
     void* const address = first.get();
     check(address && second.get() && address != second.get(), "two owners, two blocks");
@@ -233,7 +233,7 @@ void large_memory_is_used_again() {
     first.reset();
     const Memory other = allocate(4 * size);
     check(other.get() != address, "a kept block is not cut from");
-    first = allocate(size - 100);
+    first = allocate(size - 1);
     check(first.get() == address, "a kept block serves the next call of its size");
   }
   release_memory();
