@@ -493,14 +493,18 @@ class OpenVino(OnnxRuntime):
     def _whole(self, workload: Workload, mode: str, problem: Problem) -> Call:
         graph = onnx_graph(workload, problem)
         request = self._request(graph)
-        for name, array in graph.feeds.items():
+        feeds = graph.feeds  # the request refers to this memory, so run() must keep it
+        for name, array in feeds.items():
             request.set_tensor(name, self.ov.Tensor(array, shared_memory=True))
 
-        def answer() -> list[Array]:
+        def run(feeds: Any = feeds) -> Any:
             request.infer()
+
+        def answer() -> list[Array]:
+            run()
             return onnx_answer(problem, request.get_output_tensor(0).data)
 
-        return Call(request.infer, answer)
+        return Call(run, answer)
 
     def _stepwise(self, workload: Workload, problem: Problem) -> Call:
         graph = onnx_graph(workload, problem)
