@@ -189,7 +189,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     try:
         return INTERRUPTED if command.run(arguments) else 0
     except command.WrongArgument as error:
-        arguments.parser.error(str(error))
+        parser: argparse.ArgumentParser = arguments.parser
+        parser.error(str(error))
     except ModuleNotFoundError as missing:
         return _needs("bench", missing, ("matplotlib",))
 

@@ -84,8 +84,7 @@ double read_bandwidth(Index bytes, int threads, T* memory) {
     for (Index pass = 0; pass < passes; ++pass) {
       for (Index block = 0; block < blocks; ++block)
 #pragma GCC unroll 24
-        for (int i = 0; i < kChains; ++i)
-          sum[i] = add(sum[i], load<V>(mine + block * kStride + i * kLanes<V>));
+        for (int i = 0; i < kChains; ++i) sum[i] = add(sum[i], load<V>(mine + block * kStride + i * kLanes<V>));
       asm volatile("" : : : "memory");  // each pass reads anew
     }
     use(sum);
@@ -95,9 +94,10 @@ double read_bandwidth(Index bytes, int threads, T* memory) {
 
 inline double barrier_seconds(int threads) {
   constexpr int kBarriers = 1000;
-  return shortest(threads, 50, [](Team& team) {
-           for (int i = 0; i < kBarriers; ++i) team.barrier();
-         }) /
+  return shortest(threads, 50,
+                  [](Team& team) {
+                    for (int i = 0; i < kBarriers; ++i) team.barrier();
+                  }) /
          kBarriers;
 }
 

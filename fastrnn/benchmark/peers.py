@@ -73,8 +73,10 @@ class Peer(ABC):
         if workload.dtype not in self.dtypes:
             raise Unsupported(f"has no {workload.dtype}")
         problem = make_problem(workload, mode)
-        return self._stepwise(workload, problem) if workload.stepwise and mode == "infer" else self._whole(
-            workload, mode, problem
+        return (
+            self._stepwise(workload, problem)
+            if workload.stepwise and mode == "infer"
+            else self._whole(workload, mode, problem)
         )
 
     @abstractmethod
@@ -167,7 +169,8 @@ class Fastrnn(Peer):
                     outputs.append(output)
                     tapes.append((one, tape))
                 y = np.concatenate([outputs[0], outputs[1][:, ::-1]], -1) if join else outputs[0]
-            d, gradients = dy, []
+            d = dy
+            gradients: list[Array] = []
             for _ in stack:
                 if join:
                     backward, forward = tapes.pop(), tapes.pop()
@@ -184,7 +187,7 @@ class Fastrnn(Peer):
         one_layer = stack[0][0]
         if mode == "infer":
             plain = len(stack) == 1 and not join and not options
-            run = (lambda: one_layer(x)) if plain else infer
+            run: Callable[[], Any] = (lambda: one_layer(x)) if plain else infer
             return Call(run, lambda: [run() * problem.valid])
 
         def answer() -> list[Array]:
@@ -422,8 +425,11 @@ class OnnxRuntime(Peer):
     dtypes = ("float32",)
 
     def missing(self) -> str | None:
+        """Return why the peer can't be used here, or None."""
         return super().missing() or (
-            "onnx is not installed, which makes its model" if importlib.util.find_spec("onnx") is None else None
+            "onnx is not installed, which makes its model"
+            if importlib.util.find_spec("onnx") is None
+            else None
         )
 
     def _load(self, threads: int) -> None:
@@ -630,6 +636,7 @@ class _Keras(Peer):
     backend: str
 
     def missing(self) -> str | None:
+        """Return why the peer can't be used here, or None."""
         if super().missing():
             return super().missing()
         if importlib.util.find_spec(self.backend) is None:
@@ -726,6 +733,7 @@ class KerasTensorFlow(_Keras):
     environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2"}  # noqa: RUF012
 
     def versions(self) -> dict[str, str]:
+        """Return the versions of Keras and of TensorFlow, whose distribution has several names."""
         return {"keras": version("keras"), "tensorflow": self.tf.__version__}
 
     def _load(self, threads: int) -> None:

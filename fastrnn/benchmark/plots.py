@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from fastrnn.benchmark.compare import Results, Row
 from fastrnn.benchmark.peers import PEERS
@@ -44,7 +44,9 @@ def _panels(results: Results, what: str) -> list[tuple[str, list[Row]]]:
     """The rows of each mode for which there is something to draw."""
     rows = {mode: [row for row in results.rows if row.mode == mode] for mode in MODES}
     if what == "ratios":
-        rows = {mode: [row for row in some if row.ratio(row.best_peer) is not None] for mode, some in rows.items()}
+        rows = {
+            mode: [row for row in some if row.ratio(row.best_peer) is not None] for mode, some in rows.items()
+        }
     else:
         rows = {mode: [row for row in some if row.share] for mode, some in rows.items()}
     return [(mode, some) for mode, some in rows.items() if some]
@@ -68,9 +70,18 @@ def ratios(results: Results) -> Figure | None:
         for y, row in enumerate(rows):
             times = [ratio for peer in STYLES if (ratio := row.ratio(peer)) is not None]
             axes.plot([min(times), max(times)], [y, y], color="0.8", linewidth=1, zorder=1)
-            for peer, (color, marker) in STYLES.items():
+            for number, (peer, (color, marker)) in enumerate(STYLES.items()):
                 if (ratio := row.ratio(peer)) is not None:
-                    axes.plot(ratio, y, marker, color=color, markersize=6, markeredgecolor="white", zorder=3)
+                    beside = 0.09 * (number - (len(STYLES) - 1) / 2)  # equal ratios don't hide each other
+                    axes.plot(
+                        ratio,
+                        y + beside,
+                        marker,
+                        color=color,
+                        markersize=6,
+                        markeredgecolor="white",
+                        zorder=3,
+                    )
         axes.set_xscale("log")
         axes.axvline(1, color="black", linewidth=1.2, zorder=2)
         low, high = axes.get_xlim()
@@ -78,12 +89,13 @@ def ratios(results: Results) -> Figure | None:
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_yticks(range(len(rows)), [f"{row.workload.name}  {row.workload.sizes}" for row in rows])
         axes.tick_params(axis="y", labelsize=8, length=0)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(axis="x", which="both", alpha=0.25)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(axis="x", alpha=0.25)
         mean = results.mean_ratio(mode)
-        beside = f" (best peer: {mean[0]:.2f} in the geometric mean)" if mean else ""
-        axes.set_title(f"{MODES[mode]}{beside}", fontsize=10)
+        text = f" (best peer: {mean[0]:.2f} in the geometric mean)" if mean else ""
+        axes.set_title(f"{MODES[mode]}{text}", fontsize=10)
         axes.set_xlabel("time of the peer / time of fastrnn; right of 1 fastrnn is faster")
     handles = [
         Line2D([], [], color=color, marker=marker, linestyle="", label=PEERS[peer].label)

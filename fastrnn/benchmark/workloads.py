@@ -280,9 +280,7 @@ def select(names: Sequence[str]) -> list[Workload]:
     chosen: set[str] = set()
     for name in names:
         fits = [
-            w.name
-            for w in WORKLOADS
-            if name == w.group or (name == "all" and w.group != "deepbench-huge")
+            w.name for w in WORKLOADS if name == w.group or (name == "all" and w.group != "deepbench-huge")
         ] or [w.name for w in WORKLOADS if name in w.name]
         if not fits:
             groups = ", ".join(dict.fromkeys(w.group for w in WORKLOADS))
