@@ -12,7 +12,16 @@ from fastrnn.benchmark.peers import PEERS, Unsupported
 from fastrnn.benchmark.workloads import WORKLOADS, right_answer, select
 
 PEERS_OF_ONE_PROCESS = "fastrnn,torch,onnxruntime,openvino,jax"  # Keras has one backend in a process
-SMOKE = ("imdb-rnn", "imdb-lstm", "jena-gru", "audio-step", "bi-gru", "stack-gru", "ragged-gru", "imdb-lstm-64")
+SMOKE = (
+    "imdb-rnn",
+    "imdb-lstm",
+    "jena-gru",
+    "audio-step",
+    "bi-gru",
+    "stack-gru",
+    "ragged-gru",
+    "imdb-lstm-64",
+)
 
 
 def pytest_addoption(parser):
