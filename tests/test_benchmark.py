@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def test_workloads_are_selected_by_group_or_part_of_a_name():
     assert [w.name for w in workloads.select(["stream-gru", "audio"])] == ["audio-step", "stream-gru"]
     assert {w.group for w in workloads.select(["double"])} == {"double"}
     assert "deepbench-huge" not in {w.group for w in workloads.select(["all"])}
-    with pytest.raises(ValueError, match="must be groups .* or parts of names, got 'nonsense'"):
+    with pytest.raises(ValueError, match=r"must be groups .* or parts of names, got 'nonsense'"):
         workloads.select(["table", "nonsense"])
 
 
@@ -329,7 +330,7 @@ def gone(pid, seconds=20):
     """Whether the process ends within so many seconds."""
     for _ in range(int(seconds / 0.05)):
         try:
-            state = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0]  # noqa: SIM115
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
         except OSError:
             return True
         if state == "Z":
@@ -346,7 +347,7 @@ def test_ctrl_c_leaves_no_process(tmp_path):
     children = []
     while not children and process.poll() is None:
         time.sleep(0.1)
-        listed = open(f"/proc/{process.pid}/task/{process.pid}/children").read()  # noqa: SIM115
+        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
         children = [int(pid) for pid in listed.split()]
     time.sleep(1)
     process.send_signal(signal.SIGINT)

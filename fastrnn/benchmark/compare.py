@@ -48,8 +48,8 @@ class Row:
 
     workload: Workload
     mode: str
-    limit: float
-    """seconds that the machine needs at least"""
+    limit: float | None
+    """seconds that the machine needs at least; None: its limits couldn't be measured"""
     times: dict[str, float] = field(default_factory=dict)
     """of each peer, in seconds"""
     errors: dict[str, float] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Row:
     @property
     def share(self) -> float | None:
         """The part of the limit that fastrnn reaches."""
-        return self.limit / self.times[OURS] if OURS in self.times else None
+        return self.limit / self.times[OURS] if OURS in self.times and self.limit else None
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Results:
     settings: dict[str, Any]
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    """why a peer isn't in it"""
+    """why a peer isn't in it, or "limits" aren't"""
     limits: dict[str, Limits] = field(default_factory=dict)
     """by dtype"""
     rows: list[Row] = field(default_factory=list)
@@ -203,10 +203,10 @@ def compare(settings: Settings, results: Results, progress: Progress = lambda wh
             if why:
                 results.missing[peer] = why
             progress(f"load {peer}", 1)
-        if OURS in workers:
-            for dtype in dict.fromkeys(workload.dtype for workload in settings.workloads):
+        for dtype in dict.fromkeys(workload.dtype for workload in settings.workloads):
+            if OURS in workers:
                 progress(f"limits, {dtype}", 0)
-                results.limits[dtype] = Limits.from_dict(workers[OURS].ask("limits", TIMEOUT, dtype=dtype))
+                _measure_limits(workers, dtype, results)
         for workload in settings.workloads:
             for mode in workload.modes_at(settings.mode):
                 _compare_row(workload, mode, settings, results, workers, Path(folder), progress)
@@ -228,6 +228,18 @@ def _load(workers: dict[str, Worker], peer: str, settings: Settings, results: Re
     return str(reply.get("unsupported") or reply["failed"])
 
 
+def _measure_limits(workers: dict[str, Worker], dtype: str, results: Results) -> None:
+    try:
+        reply = workers[OURS].ask("limits", TIMEOUT, dtype=dtype)
+    except WorkerError as error:
+        workers.pop(OURS)
+        reply = {"failed": str(error)}
+    if "failed" in reply:
+        results.missing["limits"] = reply["failed"]
+    else:
+        results.limits[dtype] = Limits.from_dict(reply)
+
+
 def _compare_row(
     workload: Workload,
     mode: str,
@@ -238,7 +250,7 @@ def _compare_row(
     progress: Progress,
 ) -> None:
     limits = results.limits.get(workload.dtype)
-    row = Row(workload, mode, least_time(limits, workload, mode) if limits else math.nan)
+    row = Row(workload, mode, least_time(limits, workload, mode) if limits else None)
     results.rows.append(row)
     what = f"{workload.name}, {mode}"
     needed, available = memory_needed(workload, mode, len(settings.peers)), available_memory()

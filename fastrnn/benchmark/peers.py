@@ -417,7 +417,10 @@ def onnx_answer(problem: Problem, y: Array) -> list[Array]:
 
 
 class OnnxRuntime(Peer):
-    """An InferenceSession with so many intra-op threads, and inputs and outputs bound to memory beforehand."""
+    """An InferenceSession with so many intra-op threads, and inputs and outputs bound to memory beforehand.
+
+    Stepwise each step has its own binding, whose input states are the output states of the one before.
+    """
 
     name, label, module = "onnxruntime", "ONNX Runtime", "onnxruntime"
     packages = ("onnxruntime", "onnx")
@@ -462,22 +465,36 @@ class OnnxRuntime(Peer):
     def _stepwise(self, workload: Workload, problem: Problem) -> Call:
         graph = onnx_graph(workload, problem)
         session = self._session(graph)
-        names = [f"S{i}" for i in range(graph.states)]
-        zeros = [graph.feeds[name] for name in names]
-        xs = [x[None] for x in steps_of(problem.x)]
+        make = self.ort.OrtValue.ortvalue_from_numpy
+        states = [make(graph.feeds[f"S{i}"]) for i in range(graph.states)]
+        bindings, ys = [], []
+        for x in steps_of(problem.x):
+            binding = session.io_binding()
+            binding.bind_ortvalue_input("X", make(x[None]))
+            after = [make(np.zeros((1, workload.B, workload.H), workload.dtype)) for _ in states]
+            for i, (old, new) in enumerate(zip(states, after, strict=True)):
+                binding.bind_ortvalue_input(f"S{i}", old)
+                binding.bind_ortvalue_output(f"new_S{i}", new)
+            states = after
+            bindings.append(binding)
+            ys.append(states[0])
 
         def run() -> Any:
-            states, ys = zeros, []
-            for x in xs:
-                states = session.run(None, {"X": x, **dict(zip(names, states, strict=True))})
-                ys.append(states[0])
-            return ys
+            for binding in bindings:
+                session.run_with_iobinding(binding)
 
-        return Call(run, lambda: stack_steps([y[0] for y in run()]))
+        def answer() -> list[Array]:
+            run()
+            return stack_steps([y.numpy()[0] for y in ys])
+
+        return Call(run, answer)
 
 
 class OpenVino(OnnxRuntime):
-    """The same ONNX model on the CPU, tuned for latency and kept in float32, with shared input memory."""
+    """The same ONNX model on the CPU, tuned for latency and kept in float32, on inputs set beforehand.
+
+    Stepwise each step has its own request, whose input states are the output states of the one before.
+    """
 
     name, label, module = "openvino", "OpenVINO", "openvino"
     packages = ("openvino", "onnx")
@@ -486,7 +503,7 @@ class OpenVino(OnnxRuntime):
         self.ov: Any = import_module("openvino")
         self.threads = threads
 
-    def _request(self, graph: Graph) -> Any:
+    def _compiled(self, graph: Graph) -> Any:
         core = self.ov.Core()
         model = core.read_model(graph.model)
         settings = {
@@ -494,11 +511,11 @@ class OpenVino(OnnxRuntime):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self.threads,
         }
-        return core.compile_model(model, "CPU", settings).create_infer_request()
+        return core.compile_model(model, "CPU", settings)
 
     def _whole(self, workload: Workload, mode: str, problem: Problem) -> Call:
         graph = onnx_graph(workload, problem)
-        request = self._request(graph)
+        request = self._compiled(graph).create_infer_request()
         feeds = graph.feeds  # the request refers to this memory, so run() must keep it
         for name, array in feeds.items():
             request.set_tensor(name, self.ov.Tensor(array, shared_memory=True))
@@ -514,21 +531,29 @@ class OpenVino(OnnxRuntime):
 
     def _stepwise(self, workload: Workload, problem: Problem) -> Call:
         graph = onnx_graph(workload, problem)
-        request = self._request(graph)
-        names = [f"S{i}" for i in range(graph.states)]
-        zeros = [graph.feeds[name] for name in names]
-        xs = [x[None] for x in steps_of(problem.x)]
+        compiled = self._compiled(graph)
+        states = [self.ov.Tensor(graph.feeds[f"S{i}"]) for i in range(graph.states)]
+        requests, ys = [], []
+        for x in steps_of(problem.x):
+            request = compiled.create_infer_request()
+            request.set_tensor("X", self.ov.Tensor(np.ascontiguousarray(x[None])))
+            after = [self.ov.Tensor(np.zeros((1, workload.B, workload.H), workload.dtype)) for _ in states]
+            for i, (old, new) in enumerate(zip(states, after, strict=True)):
+                request.set_tensor(f"S{i}", old)
+                request.set_tensor(f"new_S{i}", new)
+            states = after
+            requests.append(request)
+            ys.append(states[0])
 
         def run() -> Any:
-            states, ys = zeros, []
-            for x in xs:
-                feeds = {"X": x, **dict(zip(names, states, strict=True))}
-                done = request.infer(feeds, share_inputs=True)
-                states = [done[i] for i in range(len(names))]
-                ys.append(states[0])
-            return ys
+            for request in requests:
+                request.infer()
 
-        return Call(run, lambda: stack_steps([y[0] for y in run()]))
+        def answer() -> list[Array]:
+            run()
+            return stack_steps([y.data[0] for y in ys])
+
+        return Call(run, answer)
 
 
 # ---- JAX
@@ -610,16 +635,13 @@ class Jax(Peer):
         xs = [jnp.asarray(x) for x in steps_of(problem.x)]
         zeros = tuple(jnp.asarray(s) for s in zero_states(workload))
 
-        def one(states: Any, x: Any, W: Any, U: Any, b: Any) -> Any:
-            b, d = b if workload.cell == "gru" else (b, 0)
-            return step(states, x @ W + b, U, d)
-
-        one = jax.jit(one)
+        b, d = b if workload.cell == "gru" else (b, 0)
+        one = jax.jit(lambda states, x: step(states, x @ W + b, U, d))
 
         def run() -> Any:
             states, ys = zeros, []
             for x in xs:
-                states, y = one(states, x, W, U, b)
+                states, y = one(states, x)
                 ys.append(y)
             return jax.block_until_ready(ys)
 

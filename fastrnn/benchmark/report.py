@@ -32,7 +32,7 @@ def _cells(row: Row) -> list[str]:
     return [
         milliseconds(row.times[OURS]) if OURS in row.times else "-",
         f"{row.flop_rate / 1e9:.1f}" if row.flop_rate is not None else "-",
-        f"{row.share:.0%}" if row.share is not None and row.share == row.share else "-",
+        f"{row.share:.0%}" if row.share is not None else "-",
         PEERS[best].label if best else "-",
         milliseconds(row.times[best]) if best else "-",
         f"{ratio:.2f}" if ratio is not None else "-",
@@ -70,7 +70,9 @@ def mean_lines(results: Results) -> list[str]:
 
 def note_lines(results: Results) -> list[str]:
     """Return why peers, or rows of theirs, have no times; one line per peer and reason."""
-    lines = [f"{PEERS[peer].label}: {why}" for peer, why in results.missing.items()]
+    lines = [
+        f"{PEERS[what].label if what in PEERS else what}: {why}" for what, why in results.missing.items()
+    ]
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in results.rows:
         for peer, why in row.notes.items():
