@@ -197,9 +197,10 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _needs(command: str, missing: ModuleNotFoundError, packages: Sequence[str]) -> int:
     """Say that an optional package is missing; raise the error again if it isn't one of these."""
-    if missing.name is None or missing.name.split(".")[0] not in packages:
+    package = (missing.name or "").split(".")[0]
+    if package not in packages:
         raise missing
-    print(f'fastrnn {command}: needs {missing.name}; run: pip install "fastrnn[{command}]"', file=sys.stderr)
+    print(f'fastrnn {command}: needs {package}; run: pip install "fastrnn[{command}]"', file=sys.stderr)
     return 1
 
 

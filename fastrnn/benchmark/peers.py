@@ -749,7 +749,7 @@ class KerasJax(_Keras):
 class KerasTensorFlow(_Keras):
     """Keras' layers on TensorFlow, in a tf.function; stepwise, the layer's cell."""
 
-    name, label = "keras-tensorflow", "Keras on TensorFlow"
+    name, label = "keras-tensorflow", "Keras on TF"
     backend = "tensorflow"
     packages = ("keras", "tensorflow-cpu")
     environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2"}  # noqa: RUF012

@@ -92,10 +92,10 @@ def print_table(results: Results, console: Console | None = None) -> None:
     for limits in results.limits.values():
         for line in limits_lines(limits):
             console.print(line, style="dim")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("workload", no_wrap=True)
     table.add_column("B T I H", no_wrap=True)
-    table.add_column("mode")
+    table.add_column("mode", no_wrap=True)
     for name in ("ms", "GFLOP/s", "of limit"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("best peer", no_wrap=True)
