@@ -43,6 +43,15 @@ Workload parse(const std::string& line) {
   return w;
 }
 
+template <class Number>
+Number parse_number(const std::string& option, const std::string& value) {
+  std::istringstream words(value);
+  Number number;
+  if (!(words >> number) || !words.eof())
+    throw std::invalid_argument(option + " must be a number, got '" + value + "'");
+  return number;
+}
+
 /// The shortest time of a call of f in ms, of at least 3 calls and about so many seconds, after one to warm up.
 template <class F>
 double shortest(double seconds, const F& f) {
@@ -141,11 +150,11 @@ int main(int argc, char** argv) try {
     if (i + 1 == argc) throw std::invalid_argument(word + " needs a value");
     const std::string value = argv[++i];
     if (word == "--threads")
-      fastrnn::set_num_threads(std::stoi(value));
+      fastrnn::set_num_threads(parse_number<int>(word, value));
     else if (word == "--isa")
       fastrnn::set_isa(value);
     else if (word == "--seconds")
-      seconds = std::stod(value);
+      seconds = parse_number<double>(word, value);
     else
       throw std::invalid_argument("the options are --threads N, --isa NAME and --seconds X, got " + word);
   }
