@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         help='groups or parts of names, with commas; "all": every group but deepbench-huge (default: table)',
     )
     add("--peers", metavar="NAMES", help="with commas; fastrnn takes part always (default: all)")
-    add("--mode", choices=["infer", "train", "all"], default="all", help="(default: %(default)s)")
+    add("--mode", choices=["infer", "train", "all"], help="(default: all)")
     add("--threads", type=_positive, metavar="N", help="of each library (default: all processors)")
     add("--isa", metavar="NAME", help="instruction set of fastrnn (default: the best one)")
     add("--dtype", choices=["float32", "float64"], help="of all workloads (default: that of each)")
@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE", help="write everything that was measured")
     add("--markdown", type=Path, metavar="FILE", help="write a table with the times of every peer")
     add("--charts", type=Path, metavar="FOLDER", help="draw ratios.png and limits.png there")
-    add("--read", type=Path, metavar="FILE", help="measure nothing, report what an earlier --json wrote")
+    add("--read", type=Path, metavar="FILE", help="report what an earlier --json wrote")
     add("--list", action="store_true", help="print the workloads: cell B T I H dtype name group source")
     return parser
 

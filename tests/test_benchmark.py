@@ -432,6 +432,31 @@ def test_report_of_an_earlier_run(results, tmp_path, capsys):
     assert f"drawn: {tmp_path / 'ratios.png'}" in capsys.readouterr().out
 
 
+def test_rows_of_an_earlier_run_are_selected(results, tmp_path):
+    file, copy = tmp_path / "results.json", tmp_path / "copy.json"
+    results.rows = [
+        replace(row, workload=replace(row.workload, name="imdb-lstm")) for row in results.rows[:2]
+    ]
+    results.save(file)
+    arguments = ["bench", "--read", str(file), "--json", str(copy)]
+    for options, modes in [
+        (["--mode", "train"], ["train"]),
+        (["--workloads", "table"], ["infer", "train"]),
+        (["--workloads", "double"], []),
+    ]:
+        assert cli.main([*arguments, *options]) == 0
+        assert [row["mode"] for row in json.loads(copy.read_text())["rows"]] == modes
+
+
+@pytest.mark.parametrize("option", ["--threads", "--isa", "--rounds", "--seconds", "--peers"])
+@pytest.mark.parametrize("other", [["--list"], ["--read", "results.json"]])
+def test_arguments_without_a_meaning_are_refused(option, other, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", *other, option, "1"])
+    assert end.value.code == 2
+    assert f"argument {option}: not allowed with {other[0]}, which doesn't measure" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -28,6 +28,10 @@ from fastrnn.benchmark.workloads import QUICK, WORKLOADS, select
 QUICK_PEERS = (OURS, "torch", "onnxruntime", "openvino", "jax")
 
 
+MEASURING = ("threads", "isa", "rounds", "seconds")  # arguments that say how to measure
+WRITING = ("json", "markdown", "charts", "mode")  # arguments that say what becomes of it
+
+
 class WrongArgument(Exception):
     """The message names the argument, and says what must hold, what came, and what to do."""
 
@@ -40,6 +44,7 @@ def run(arguments: argparse.Namespace) -> bool:
         ModuleNotFoundError: matplotlib is needed and isn't there.
     """
     if arguments.list:
+        _refuse(arguments, "--list", [*MEASURING, *WRITING, "peers", "read"])
         for w in _workloads(arguments, "all"):
             print(w.cell, w.sizes, w.dtype, w.name, w.group, w.source)
         return False
@@ -48,10 +53,8 @@ def run(arguments: argparse.Namespace) -> bool:
         from fastrnn.benchmark import plots
     stopped = False
     if arguments.read is not None:
-        try:
-            results = Results.read(arguments.read)
-        except (OSError, ValueError) as error:
-            raise WrongArgument(f"argument --read: {error}") from None
+        _refuse(arguments, "--read", [*MEASURING, "quick", "dtype", "peers"])
+        results = _read(arguments)
     else:
         settings = _settings(arguments)
         results = Results(
@@ -85,6 +88,29 @@ def run(arguments: argparse.Namespace) -> bool:
         for path in plots.draw(results, arguments.charts):
             print(f"drawn: {path}")
     return stopped
+
+
+def _refuse(arguments: argparse.Namespace, option: str, names: list[str]) -> None:
+    """Raise WrongArgument if one of these arguments was given, which has no meaning beside `option`."""
+    for name in names:
+        if getattr(arguments, name) != arguments.parser.get_default(name):
+            raise WrongArgument(
+                f"argument --{name}: not allowed with {option}, which doesn't measure; leave it out"
+            )
+
+
+def _read(arguments: argparse.Namespace) -> Results:
+    """An earlier run's results, of the workloads and modes that are asked for."""
+    try:
+        results = Results.read(arguments.read)
+    except (OSError, ValueError) as error:
+        raise WrongArgument(f"argument --read: {error}") from None
+    if arguments.workloads is not None:
+        chosen = {w.name for w in _workloads(arguments, "all")}
+        results.rows = [row for row in results.rows if row.workload.name in chosen]
+    if arguments.mode is not None:
+        results.rows = [row for row in results.rows if arguments.mode in (row.mode, "all")]
+    return results
 
 
 def _names(value: str) -> list[str]:
@@ -126,7 +152,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return Settings(
         workloads=_workloads(arguments, "table"),
         peers=[name for name in PEERS if name in wanted],
-        mode=arguments.mode,
+        mode=arguments.mode or "all",
         threads=threads,
         isa=arguments.isa,
         rounds=arguments.rounds or (2 if arguments.quick else 5),
