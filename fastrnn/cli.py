@@ -27,6 +27,18 @@ it). Ctrl-C ends the training: the model so far is validated, sampled and plotte
 A second Ctrl-C ends the program at once."""
 
 
+BENCH = """\
+Compare fastrnn with the other libraries that are installed: PyTorch, ONNX Runtime, OpenVINO, JAX, Keras on
+JAX and on TensorFlow. Each runs in a process of its own, only one of them at any time, in interleaved rounds;
+the shortest time of each counts. Every answer is checked against the NumPy reference. Measures the machine's
+limits, and prints a table: time, GFLOP/s, share of the limit, and ratio to the best peer. A ratio above 1 means
+that fastrnn is faster."""
+
+BENCH_END = """\
+The table's workloads take about ten minutes, --quick less than one. Close other programs meanwhile. Ctrl-C
+ends it: what is measured so far is printed and written, and the exit status is 130."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -90,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--temperature",
-        type=_temperature,
+        type=_above_zero,
         default=0.7,
         metavar="X",
         help="of the generated text: near 0 the likeliest characters, 1 as learned (default: %(default)s)",
@@ -104,6 +116,29 @@ def _parser() -> argparse.ArgumentParser:
         help="where the learning curve goes, as PNG (default: %(default)s)",
     )
     add("--no-plot", dest="plot", action="store_const", const=None, help="draw no learning curve")
+
+    about = "compare fastrnn with other libraries on this machine"
+    bench = commands.add_parser("bench", help=about, description=BENCH, epilog=BENCH_END)
+    bench.set_defaults(run=_bench, parser=bench)
+    add = bench.add_argument
+    add("--quick", action="store_true", help="less than a minute: few workloads, peers that start quickly")
+    add(
+        "--workloads",
+        metavar="NAMES",
+        help='groups or parts of names, with commas; "all": every group but deepbench-huge (default: table)',
+    )
+    add("--peers", metavar="NAMES", help="with commas; fastrnn takes part always (default: all)")
+    add("--mode", choices=["infer", "train", "all"], help="(default: all)")
+    add("--threads", type=_positive, metavar="N", help="of each library (default: all processors)")
+    add("--isa", metavar="NAME", help="instruction set of fastrnn (default: the best one)")
+    add("--dtype", choices=["float32", "float64"], help="of all workloads (default: that of each)")
+    add("--rounds", type=_positive, metavar="N", help="rounds of each workload (default: 5, quick: 2)")
+    add("--seconds", type=_above_zero, metavar="X", help="per peer and round (default: 0.2, quick: 0.1)")
+    add("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    add("--markdown", type=Path, metavar="FILE", help="write a table with the times of every peer")
+    add("--charts", type=Path, metavar="FOLDER", help="draw ratios.png and limits.png there")
+    add("--read", type=Path, metavar="FILE", help="report what an earlier --json wrote")
+    add("--list", action="store_true", help="print the workloads: cell B T I H dtype name group source")
     return parser
 
 
@@ -122,10 +157,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     try:
         from fastrnn import demo
     except ModuleNotFoundError as missing:
-        if missing.name is None or missing.name.split(".")[0] not in ("rich", "threadpoolctl", "tqdm"):
-            raise
-        print(f'fastrnn demo: needs {missing.name}; run: pip install "fastrnn[demo]"', file=sys.stderr)
-        return 1
+        return _needs("demo", missing, ("rich", "threadpoolctl", "tqdm"))
     if arguments.plot is not None and (arguments.plot.is_dir() or not arguments.plot.parent.is_dir()):
         error(f"argument --plot: must be a file in an existing folder, got {arguments.plot}")
     try:
@@ -149,6 +181,29 @@ def _demo(arguments: argparse.Namespace) -> int:
     return INTERRUPTED if history.stopped else 0
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    try:
+        from fastrnn.benchmark import command
+    except ModuleNotFoundError as missing:
+        return _needs("bench", missing, ("rich", "tqdm"))
+    try:
+        return INTERRUPTED if command.run(arguments) else 0
+    except command.WrongArgument as error:
+        parser: argparse.ArgumentParser = arguments.parser
+        parser.error(str(error))
+    except ModuleNotFoundError as missing:
+        return _needs("bench", missing, ("matplotlib",))
+
+
+def _needs(command: str, missing: ModuleNotFoundError, packages: Sequence[str]) -> int:
+    """Say that an optional package is missing; raise the error again if it isn't one of these."""
+    package = (missing.name or "").split(".")[0]
+    if package not in packages:
+        raise missing
+    print(f'fastrnn {command}: needs {package}; run: pip install "fastrnn[{command}]"', file=sys.stderr)
+    return 1
+
+
 def _positive(value: str) -> int:
     return _integer(value, 1, "a positive integer")
 
@@ -167,7 +222,7 @@ def _integer(value: str, least: int, what: str) -> int:
     return number
 
 
-def _temperature(value: str) -> float:
+def _above_zero(value: str) -> float:
     try:
         number = float(value)
     except ValueError:

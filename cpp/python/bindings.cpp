@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <sstream>
 
@@ -577,6 +578,20 @@ py::array_t<T> elementwise(const py::array_t<T, py::array::c_style>& x) {
   return y;
 }
 
+double measure_limit(const std::string& limit, const std::string& dtype, int threads, Index bytes) {
+  static const std::map<std::string, fastrnn::Limit> limits{{"flops", fastrnn::Limit::flops},
+                                                            {"bandwidth", fastrnn::Limit::bandwidth},
+                                                            {"barrier", fastrnn::Limit::barrier},
+                                                            {"activation", fastrnn::Limit::activation}};
+  const auto found = limits.find(limit);
+  if (found == limits.end())
+    throw std::invalid_argument(
+        text("measure_limit: limit must be flops, bandwidth, barrier or activation, got ", limit));
+  if (dtype == "float32") return fastrnn::measure_limit<float>(found->second, threads, bytes);
+  if (dtype == "float64") return fastrnn::measure_limit<double>(found->second, threads, bytes);
+  throw std::invalid_argument(text("measure_limit: dtype must be float32 or float64, got ", dtype));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -622,6 +637,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("sigmoid", &elementwise<float, fastrnn::sigmoid<float>>, py::arg("x").noconvert());
   m.def("sigmoid", &elementwise<double, fastrnn::sigmoid<double>>, py::arg("x").noconvert());
 
+  m.def("measure_limit", &measure_limit, py::arg("limit"), py::arg("dtype"), py::arg("threads"), py::arg("bytes") = 1,
+        py::call_guard<py::gil_scoped_release>());
   m.def("num_threads", &fastrnn::num_threads);
   m.def("set_num_threads", &fastrnn::set_num_threads, py::arg("n"));
   m.def("release_memory", &fastrnn::release_memory);

@@ -242,12 +242,22 @@ void sigmoid(const T* x, T* y, std::int64_t n) {
   table_of<T>(kernels()).sigmoid(x, y, n);
 }
 
+template <class T>
+double measure_limit(Limit limit, int threads, std::int64_t bytes) {
+  require(threads >= 1 && bytes >= 1, "measure_limit: threads and bytes must be at least 1");
+  require(threads == 1 || !forked, "measure_limit: a process forked from one that has loaded fastrnn has one thread");
+  constexpr std::int64_t kLeast = 1 << 12;  // one block of vectors
+  const Memory memory = allocate(limit == Limit::bandwidth ? threads * std::max(bytes, kLeast) : 0);
+  return table_of<T>(kernels()).measure_limit(limit, bytes, threads, static_cast<T*>(memory.get()));
+}
+
 #define FASTRNN_INSTANTIATE(T)                                            \
   template class PackedWeights<T>;                                        \
   template bool forward<T>(const PackedWeights<T>&, const Forward<T>&);   \
   template bool backward<T>(const PackedWeights<T>&, const Backward<T>&); \
   template void tanh<T>(const T*, T*, std::int64_t);                      \
-  template void sigmoid<T>(const T*, T*, std::int64_t);
+  template void sigmoid<T>(const T*, T*, std::int64_t);                   \
+  template double measure_limit<T>(Limit, int, std::int64_t);
 FASTRNN_INSTANTIATE(float)
 FASTRNN_INSTANTIATE(double)
 #undef FASTRNN_INSTANTIATE

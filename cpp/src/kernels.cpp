@@ -2,6 +2,7 @@
 // and Eigen's namespace renamed after it, so that no two of these objects share a symbol but the one function they
 // export.
 #include "cells/list.hpp"
+#include "limits.hpp"
 #include "sequence.hpp"
 
 #define FASTRNN_STRING_OF(x) #x
@@ -64,7 +65,8 @@ constexpr KernelTable<T> table() {
           run<ForwardPass, T, Forward<T>>,
           run<BackwardPass, T, Backward<T>>,
           [](const T* x, T* y, Index n) { map(x, y, n, [](const auto& v) { return tanh(v); }); },
-          [](const T* x, T* y, Index n) { map(x, y, n, [](const auto& v) { return sigmoid(v); }); }};
+          [](const T* x, T* y, Index n) { map(x, y, n, [](const auto& v) { return sigmoid(v); }); },
+          measure_limit<T>};
 }
 
 constexpr Kernels kKernels{FASTRNN_STRING(FASTRNN_ISA), traits, table<float>(), table<double>()};

@@ -25,6 +25,7 @@ struct KernelTable {
   bool (*backward)(const PackedView<T>& weights, const Backward<T>& call, int threads, void* workspace);
   void (*tanh)(const T* x, T* y, std::int64_t n);
   void (*sigmoid)(const T* x, T* y, std::int64_t n);
+  double (*measure_limit)(Limit limit, std::int64_t bytes, int threads, T* memory);  ///< memory: threads * bytes
 };
 
 struct Kernels {

@@ -162,6 +162,17 @@ void tanh(const T* x, T* y, std::int64_t n);
 template <class T>
 void sigmoid(const T* x, T* y, std::int64_t n);
 
+/// What this machine can do with the instruction set in use, for benchmarks.
+enum class Limit {
+  flops,      ///< fused multiply-adds in registers, two operations each: operations per second of all threads together
+  bandwidth,  ///< each thread reads so many bytes of its own over and over: bytes per second of all threads together
+  barrier,    ///< seconds that a barrier of the threads takes
+  activation  ///< tanh on values in the first-level cache: seconds per value, of all threads together
+};
+/// Measure it, in 10 to 300 ms. T is the type of the vectors; bytes >= 1 is read by `bandwidth` alone.
+template <class T>
+double measure_limit(Limit limit, int threads, std::int64_t bytes = 1);
+
 const char* version();
 const char* compiler();
 

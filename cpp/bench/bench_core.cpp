@@ -1,0 +1,173 @@
+// Times the core without Python: inference, forward and backward of training, and packing.
+//
+//   bench_core [--threads N] [--isa NAME] [--seconds X] [CELL B T I H [float32 | float64]]
+//
+// Without sizes, workloads are read from the standard input, one per line in the same form; what follows on a line is
+// printed beside its times. `fastrnn bench --list` prints such lines.
+#include <fastrnn/fastrnn.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <exception>
+#include <iostream>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace {
+
+using Index = std::int64_t;
+
+struct Workload {
+  fastrnn::Cell cell;
+  Index batch, time, inputs, units;
+  std::string dtype, rest;
+};
+
+/// `CELL B T I H [float32 | float64] [anything]`
+Workload parse(const std::string& line) {
+  std::istringstream words(line);
+  std::string cell;
+  Workload w;
+  if (!(words >> cell >> w.batch >> w.time >> w.inputs >> w.units) || w.batch < 1 || w.time < 1 || w.inputs < 1)
+    throw std::invalid_argument("a workload must be CELL B T I H with positive sizes, got '" + line + "'");
+  w.cell = fastrnn::cell_from_name(cell);
+  if (!(words >> w.dtype)) w.dtype = "float32";
+  if (w.dtype != "float32" && w.dtype != "float64")
+    throw std::invalid_argument("the dtype must be float32 or float64, got '" + w.dtype + "'");
+  words >> w.rest;
+  return w;
+}
+
+template <class Number>
+Number parse_number(const std::string& option, const std::string& value) {
+  std::istringstream words(value);
+  Number number;
+  if (!(words >> number) || !words.eof())
+    throw std::invalid_argument(option + " must be a number, got '" + value + "'");
+  return number;
+}
+
+/// The shortest time of a call of f in ms, of at least 3 calls and about so many seconds, after one to warm up.
+template <class F>
+double shortest(double seconds, const F& f) {
+  using Clock = std::chrono::steady_clock;
+  f();
+  double best = 1e300, total = 0;
+  for (int calls = 0; calls < 3 || total < seconds; ++calls) {
+    const auto start = Clock::now();
+    f();
+    const double time = std::chrono::duration<double>(Clock::now() - start).count();
+    best = std::min(best, time);
+    total += time;
+  }
+  return best * 1e3;
+}
+
+template <class T>
+void run(const Workload& w, double seconds) {
+  const auto traits = fastrnn::cell_traits(w.cell);
+  const Index B = w.batch, steps = w.time, I = w.inputs, H = w.units, columns = traits.gates * H;
+  std::mt19937 random(1);
+  const auto draw = [&](Index n, double scale) {
+    std::normal_distribution<float> normal(0, static_cast<float>(scale));
+    std::vector<T> values(static_cast<std::size_t>(n));
+    for (T& value : values) value = normal(random);
+    return values;
+  };
+  const auto x = draw(B * steps * I, 1), dy = draw(B * steps * H, 1), kernel = draw(I * columns, 1 / std::sqrt(I)),
+             recurrent_kernel = draw(H * columns, 0.5 / std::sqrt(H)), bias = draw(traits.bias_rows * columns, 0.1);
+  std::vector<T> y(dy.size()), tape(dy.size() * traits.tape_slots), dx(x.size()), dkernel(kernel.size()),
+      drecurrent_kernel(recurrent_kernel.size()), dbias(bias.size());
+
+  const fastrnn::Weights<T> weights{
+      w.cell, I, H, {kernel.data(), columns, 1}, {recurrent_kernel.data(), columns, 1}, {bias.data(), columns, 1}};
+  const fastrnn::PackedWeights<T> forward_weights(weights), backward_weights(weights, fastrnn::Pass::backward);
+  fastrnn::Forward<T> forward{};
+  forward.batch = B;
+  forward.time = steps;
+  forward.x = x.data();
+  forward.x_batch_stride = steps * I;
+  forward.x_time_stride = I;
+  forward.y = y.data();
+  forward.y_batch_stride = steps * H;
+  forward.y_time_stride = H;
+  fastrnn::Backward<T> backward{};
+  backward.batch = B;
+  backward.time = steps;
+  backward.x = x.data();
+  backward.x_batch_stride = steps * I;
+  backward.x_time_stride = I;
+  backward.tape = tape.data();
+  backward.dy = dy.data();
+  backward.dy_batch_stride = steps * H;
+  backward.dy_time_stride = H;
+  backward.dx = dx.data();
+  backward.dx_batch_stride = steps * I;
+  backward.dx_time_stride = I;
+  backward.dkernel = dkernel.data();
+  backward.drecurrent_kernel = drecurrent_kernel.data();
+  backward.dbias = dbias.data();
+
+  const double infer = shortest(seconds, [&] { fastrnn::forward(forward_weights, forward); });
+  forward.tape = tape.data();
+  const double training_forward = shortest(seconds, [&] { fastrnn::forward(forward_weights, forward); });
+  const double training_backward = shortest(seconds, [&] { fastrnn::backward(backward_weights, backward); });
+  const double pack =
+      shortest(seconds, [&] { const fastrnn::PackedWeights<T> one(weights), other(weights, fastrnn::Pass::backward); });
+  const double train = training_forward + training_backward + pack;
+  const double gflop = 2e-9 * double(B) * double(steps) * double(columns) * double(I + H);
+  std::printf("%-16s %4lld %4lld %4lld %4lld %-7s %9.4f %7.1f %9.4f %9.4f %9.4f %9.4f %7.1f  %s\n", traits.name,
+              static_cast<long long>(B), static_cast<long long>(steps), static_cast<long long>(I),
+              static_cast<long long>(H), w.dtype.c_str(), infer, gflop / infer * 1e3, training_forward,
+              training_backward, pack, train, 3 * gflop / train * 1e3, w.rest.c_str());
+  std::fflush(stdout);
+}
+
+void run(const std::string& line, double seconds) {
+  const Workload w = parse(line);
+  if (w.dtype == "float32")
+    run<float>(w, seconds);
+  else
+    run<double>(w, seconds);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  double seconds = 0.3;
+  std::string workload;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word.rfind("--", 0) != 0) {
+      workload += word + " ";
+      continue;
+    }
+    if (i + 1 == argc) throw std::invalid_argument(word + " needs a value");
+    const std::string value = argv[++i];
+    if (word == "--threads")
+      fastrnn::set_num_threads(parse_number<int>(word, value));
+    else if (word == "--isa")
+      fastrnn::set_isa(value);
+    else if (word == "--seconds")
+      seconds = parse_number<double>(word, value);
+    else
+      throw std::invalid_argument("the options are --threads N, --isa NAME and --seconds X, got " + word);
+  }
+  std::printf("fastrnn %s, %s, %s, %d threads; times in ms, rates in GFLOP/s; train: forward, backward and pack\n",
+              fastrnn::version(), fastrnn::compiler(), fastrnn::isa(), fastrnn::num_threads());
+  std::printf("%-16s %4s %4s %4s %4s %-7s %9s %7s %9s %9s %9s %9s %7s\n", "cell", "B", "T", "I", "H", "dtype", "infer",
+              "rate", "forward", "backward", "pack", "train", "rate");
+  if (!workload.empty())
+    run(workload, seconds);
+  else
+    for (std::string line; std::getline(std::cin, line);)
+      if (!line.empty()) run(line, seconds);
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "bench_core: %s\n", error.what());
+  return 1;
+}
