@@ -89,10 +89,15 @@ def run_backward(dy: Array | Sequence[Array | None] | None, tape: Tape) -> Gradi
     return Gradients(*_core.backward(dy, tape))
 
 
-def run_step(weights: Weights, x_t: Array, states: States = None) -> tuple[Array, list[Array]]:
-    """Run one time step: x_t [B, I], states as for `initial_state`; returns h [B, H] and the new states."""
-    y, new_states = _core.step(weights, x_t, states)
-    return y, list(new_states)
+def run_step(
+    weights: Weights, x_t: Array, states: States = None, out: Sequence[Array] | None = None
+) -> tuple[Array, list[Array]]:
+    """Run one time step: x_t [B, I], states as for `initial_state`; returns h [B, H] and the new states.
+
+    `out`: a list of one contiguous array [B, H] per state, which the new states are written to; they may be
+    those in `states`. h is then out[0] itself.
+    """
+    return _core.step(weights, x_t, states, out)
 
 
 # ---- By name

@@ -241,7 +241,9 @@ class _Recurrent:
             gradients = self._prepare_states(dy, "dy")
         return functional.run_backward(gradients, tape._core)
 
-    def step(self, x_t: ArrayLike, states: StatesLike | None = None) -> tuple[Array, list[Array]]:
+    def step(
+        self, x_t: ArrayLike, states: StatesLike | None = None, *, out: Sequence[Array] | None = None
+    ) -> tuple[Array, list[Array]]:
         """Runs one time step with the layer's weights, for data that arrives step by step.
 
         T steps give what one call gives; return_sequences, return_state and go_backwards have no say here.
@@ -249,9 +251,12 @@ class _Recurrent:
         Args:
             x_t: floating array [B, I].
             states: what the step before returned, [h] or for LSTM [h, c], arrays [B, H]; None: zeros.
+            out: [h] or for LSTM [h, c], contiguous arrays [B, H] of the layer's dtype that the new states are
+                written to, instead of new ones; they may be the arrays in `states`.
 
         Returns:
-            (y_t, states): the output [B, H], and the states to hand to the next step.
+            (y_t, states): the output [B, H], and the states to hand to the next step. With `out` y_t is
+            out[0] itself, which the next step may write to.
 
         Raises:
             As a call.
@@ -261,7 +266,7 @@ class _Recurrent:
             x_t, packed = self._prepare(x_t, "x_t", "[batch, features]", ".step")
         if states is not None:
             states = self._prepare_states(states, "states", ".step")
-        return functional.run_step(packed, x_t, states)
+        return functional.run_step(packed, x_t, states, out)
 
     # ---- weights
 

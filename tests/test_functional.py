@@ -257,6 +257,42 @@ def test_a_step_gives_what_a_sequence_of_one_step_gives(isa, dtype, cell):
         assert not any(np.shares_memory(y, s) for s in new_states)
 
 
+def test_a_step_into_arrays_of_the_caller_gives_the_same_bits(isa, dtype, cell):
+    x, weights, states = random_problem(cell, 3, 1, 2, 5, dtype)
+    x_t, prepared = x[:, 0], functional.Weights(cell, *weights)
+    expected_y, expected = functional.run_step(prepared, x_t, states)
+    for source in ("states", "other memory", "swapped", "x"):
+        given = [s.copy() for s in states]
+        out = {"states": given, "swapped": given[::-1]}.get(source, [np.empty_like(s) for s in states])
+        if source == "x":
+            memory = np.empty(out[0].size, dtype)  # x_t lies at the end of where h is written
+            out[0], x_t = memory.reshape(out[0].shape), memory[-x_t.size :].reshape(x_t.shape)
+            x_t[:] = x[:, 0]
+        y, new_states = functional.run_step(prepared, x_t, given, out)
+        assert y is out[0] and all(a is b for a, b in zip(new_states, out, strict=True))
+        assert_same_bits([y, *new_states], [expected_y, *expected])
+
+
+@pytest.mark.parametrize(
+    "out, error, message",
+    [
+        (np.zeros((3, 5), "f4"), TypeError, "out must be a list or tuple of 2 arrays, got ndarray"),
+        ([np.zeros((3, 5), "f4")], ValueError, "out must have 2 items, got 1"),
+        ([np.zeros((3, 5), "f4"), None], TypeError, r"out\[1\] must be .*array, got NoneType"),
+        ([np.zeros((3, 5), "f4"), np.zeros((3, 5))], TypeError, r"out\[1\] must be float32 .* got float64"),
+        ([np.zeros((5, 3), "f4"), np.zeros((3, 5), "f4")], ValueError, r"out\[0\] must have shape \(3, 5\)"),
+        ([np.zeros((5, 3), "f4").T, np.zeros((3, 5), "f4")], ValueError, r"out\[0\] .* not contiguous; make one"),
+        ([np.frombuffer(bytes(60), "f4").reshape(3, 5)] * 2, ValueError, r"out\[0\] .* read-only; make one"),
+        ([np.zeros((3, 5), "f4")] * 2, ValueError, r"out\[0\] and out\[1\] must not share memory"),
+    ],
+    ids=range(8),
+)
+def test_arrays_that_a_step_cannot_write_to_are_refused(out, error, message):
+    x, weights, _ = random_problem("lstm", 3, 1, 2, 5, "float32")
+    with pytest.raises(error, match=rf"^lstm\.step: {message}"):
+        functional.run_step(functional.Weights("lstm", *weights), x[:, 0], None, out)
+
+
 def test_no_time_steps_return_the_initial_state(isa, dtype, cell):
     x, weights, states = random_problem(cell, 3, 0, 2, 5, dtype)
     outputs = FUNCTIONS[cell].run(x, *weights, initial_state=states, return_state=True)

@@ -213,6 +213,17 @@ def test_steps_give_what_one_call_gives(cell, initial):
 
 
 @cells
+def test_steps_in_place_give_what_steps_give(cell):
+    layer, x = built(cell)
+    states, in_place = None, [np.zeros((len(x), H), "float32") for _ in range(STATES[cell])]
+    for t in range(T):
+        y_t, states = layer.step(x[:, t], states)
+        h, same = layer.step(x[:, t], in_place, out=in_place)
+        assert h is in_place[0] and same[0] is h
+        assert_same([h, *same], [y_t, *states])
+
+
+@cells
 def test_step_does_not_depend_on_how_sequences_are_read_and_returned(cell):
     layer, x = built(cell)
     y, states = layer.step(x[:, 0])

@@ -100,6 +100,21 @@ py::array contiguous(const py::array& a) {
   return (a.flags() & py::array::c_style) && readable_in_place<T>(a) ? a : copied(a);
 }
 
+/// Whether the bytes between an array's first and last element and those of another have any in common.
+bool overlap(const py::array& a, const py::array& b) {
+  if (a.size() == 0 || b.size() == 0) return false;
+  const auto bounds = [](const py::array& array) {
+    auto first = reinterpret_cast<std::uintptr_t>(array.data()), last = first;
+    for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+      const py::ssize_t reach = (array.shape(i) - 1) * array.strides(i);
+      (reach < 0 ? first : last) += static_cast<std::uintptr_t>(reach);
+    }
+    return std::make_pair(first, last + static_cast<std::uintptr_t>(array.itemsize()));
+  };
+  const auto x = bounds(a), y = bounds(b);
+  return x.first < y.second && y.first < x.second;
+}
+
 template <class T>
 const T* data(const py::array& a) {
   return static_cast<const T*>(a.data());
@@ -145,7 +160,7 @@ class Weights {
   virtual ~Weights() = default;
   virtual py::tuple forward(const py::array& x, py::handle initial_state, bool return_sequences, bool return_state,
                             bool go_backwards, bool training) const = 0;
-  virtual py::tuple step(const py::array& x, py::handle states) const = 0;
+  virtual py::tuple step(const py::array& x, py::handle states, py::handle out) const = 0;
   virtual py::tuple backward(py::handle dy, const Tape& tape) const = 0;
   virtual py::dtype dtype() const = 0;
 
@@ -284,32 +299,54 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     return py::make_tuple(y, states, tape);
   }
 
-  py::tuple step(const py::array& x_in, py::handle states_in) const override {
+  py::tuple step(const py::array& x_in, py::handle states_in, py::handle out_in) const override {
     const std::string where = name + ".step";
     require_dtype<T>(x_in, where, "x_t");
     if (x_in.ndim() != 2 || x_in.shape(1) != inputs)
       throw py::value_error(
           text(where, ": x_t must have shape [batch, ", inputs, "], one time step, got ", to_text(shape_of(x_in))));
-    const py::array x = rows_contiguous<T>(x_in);
+    py::array x = rows_contiguous<T>(x_in);
     const Index B = x.shape(0);
     py::object initial[kMaxStates];
     checked_states(states_in, where, "states", B, initial);
+    py::array new_states[kMaxStates];
+    py::object y;
     fastrnn::Forward<T> call{};
+    if (out_in.is_none()) {
+      auto h = empty<T>({B, units}, where, "the output");
+      call.y = h.mutable_data();
+      call.y_batch_stride = units;
+      y = h;
+      for (int s = 0; s < traits.states; ++s) new_states[s] = empty<T>({B, units}, where, "a state");
+    } else {
+      const py::object items = sequence_of(out_in, static_cast<std::size_t>(traits.states), where, "out");
+      for (int s = 0; s < traits.states; ++s) {
+        new_states[s] = checked_out(items[py::int_(s)], where, text("out[", s, "]"), B);
+        for (int other = 0; other < s; ++other)
+          if (overlap(new_states[s], new_states[other]))
+            throw py::value_error(text(where, ": out[", other, "] and out[", s,
+                                       "] must not share memory; give each state an array of its own"));
+      }
+      // What lies where the kernel writes is read from a copy; all but h are read and written element by element.
+      for (int s = 0; s < traits.states; ++s) {
+        if (overlap(x, new_states[s])) x = copied(x);
+        for (int i = 0; i < traits.states; ++i)
+          if (!initial[i].is_none() && overlap(initial[i], new_states[s]) &&
+              (i == 0 || i != s || data<T>(initial[i]) != data<T>(new_states[s])))
+            initial[i] = copied(initial[i]);
+      }
+      y = new_states[0];
+    }
     call.batch = B;
     call.time = 1;
     call.x = data<T>(x);
     call.x_batch_stride = stride<T>(x, 0);
     call.x_time_stride = 0;
-    for (int s = 0; s < traits.states; ++s)
-      call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
-    auto y = empty<T>({B, units}, where, "the output");
-    call.y = y.mutable_data();
-    call.y_batch_stride = units;
-    py::tuple states(traits.states);
+    py::list states(traits.states);
     for (int s = 0; s < traits.states; ++s) {
-      auto state = empty<T>({B, units}, where, "a state");
-      call.final_state[s] = state.mutable_data();
-      states[s] = state;
+      call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
+      call.final_state[s] = static_cast<T*>(new_states[s].mutable_data());
+      states[s] = new_states[s];
     }
     run(name, [&](const fastrnn::Interrupt& interrupt) {
       call.interrupt = interrupt;
@@ -440,6 +477,18 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     require_dtype<T>(a, where, what);
     require_shape(a, {B, units}, where, what, "batch, units");
     return contiguous<T>(a);
+  }
+
+  /// An array that a step writes a state to.
+  py::array checked_out(py::handle object, const std::string& where, const std::string& what, Index B) const {
+    const py::array a = as_array(object, where, what.c_str());
+    require_dtype<T>(a, where, what.c_str());
+    require_shape(a, {B, units}, where, what.c_str(), "batch, units");
+    if (!a.writeable() || !(a.flags() & py::array::c_style) || !readable_in_place<T>(a))
+      throw py::value_error(text(where, ": ", what, " must be writable and contiguous, got an array that is ",
+                                 a.writeable() ? "not contiguous" : "read-only",
+                                 "; make one with numpy.empty((batch, units), \"", kDtype<T>, "\")"));
+    return a;
   }
 
   /// The part of a call that forward and backward share.
@@ -627,10 +676,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("backward", &backward, py::arg("dy"), py::arg("tape"));
   m.def(
       "step",
-      [](const Held& w, py::handle x_t, py::handle states) {
-        return w->step(as_array(x_t, w->name + ".step", "x_t"), states);
+      [](const Held& w, py::handle x_t, py::handle states, py::handle out) {
+        return w->step(as_array(x_t, w->name + ".step", "x_t"), states, out);
       },
-      py::arg("weights"), py::arg("x_t"), py::arg("states") = py::none());
+      py::arg("weights"), py::arg("x_t"), py::arg("states") = py::none(), py::arg("out") = py::none());
 
   m.def("tanh", &elementwise<float, fastrnn::tanh<float>>, py::arg("x").noconvert());
   m.def("tanh", &elementwise<double, fastrnn::tanh<double>>, py::arg("x").noconvert());

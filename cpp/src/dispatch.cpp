@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -90,12 +91,38 @@ std::atomic<int> threads_set{0};  // 0: OpenMP's number
 std::atomic<bool> forked{false};
 const int fork_watch = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-/// Threads for a call of so many fused multiply-adds: one where waking a second costs more than it saves.
-int threads_for(double work) { return work < 4e5 ? 1 : num_threads(); }
+/// When this thread's last call that could use several threads ended.
+thread_local std::chrono::steady_clock::time_point last_large_call{};
+
+/// The threads of one call of so many fused multiply-adds: one where waking the others costs more than it saves.
+/// OpenMP's threads stay awake for a few milliseconds after a call; a call then reaches them in 0.5 us, else in 60 (on
+/// 2 cores). So a call of middling size gets them if it follows another.
+class Threads {
+ public:
+  explicit Threads(double work) : large_(work >= kWorthWaiting), count_(choose(work)) {}
+  ~Threads() {
+    if (large_) last_large_call = Clock::now();
+  }
+  operator int() const { return count_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr double kWorthWaiting = 1.5e5, kWorthWaking = 5e6;
+
+  int choose(double work) const {
+    if (!large_) return 1;
+    const int threads = num_threads();
+    if (threads == 1 || work >= kWorthWaking) return threads;
+    return Clock::now() - last_large_call < std::chrono::milliseconds(1) ? threads : 1;
+  }
+
+  const bool large_;
+  const int count_;
+};
 
 template <class Call>
-int threads_for(const Call& call, std::int64_t inputs, std::int64_t units, int gates) {
-  return threads_for(double(call.batch) * double(call.time) * double(inputs + units) * double(units) * gates);
+double work_of(const Call& call, std::int64_t inputs, std::int64_t units, int gates) {
+  return double(call.batch) * double(call.time) * double(inputs + units) * double(units) * gates;
 }
 
 // ---- Sizes
@@ -176,7 +203,8 @@ PackedWeights<T>::PackedWeights(const Weights<T>& w, Pass pass) {
   const Kernels& chosen = fastrnn::kernels();
   const KernelTable<T>& table = table_of<T>(chosen);
   Memory memory = allocate(table.packed_size(w.cell, pass, w.inputs, w.units));
-  const int threads = threads_for(double(w.inputs + w.units) * double(w.units) * traits.gates);
+  constexpr double kWorkPerElement = 8;  // copying a weight takes as long as so many fused multiply-adds
+  const Threads threads(kWorkPerElement * double(w.inputs + w.units) * double(w.units) * traits.gates);
   table.pack(w, pass, static_cast<T*>(memory.get()), threads);
   impl_.reset(new Impl{chosen, pass, w.cell, w.inputs, w.units, std::move(memory)});
 }
@@ -211,7 +239,7 @@ bool forward(const PackedWeights<T>& weights, const Forward<T>& call) {
   require(call.x || call.batch == 0 || call.time == 0 || w.inputs == 0, "x must not be null");
   require_size({call.batch, w.units, cell_traits(w.cell).tape_slots, call.tape ? call.time : 1, sizeof(T)});
   const KernelTable<T>& table = table_of<T>(w.kernels);
-  const int threads = threads_for(call, w.inputs, w.units, cell_traits(w.cell).gates);
+  const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates));
   const Memory workspace = allocate(table.forward_workspace(w.view(), call, threads));
   return table.forward(w.view(), call, threads, workspace.get());
 }
@@ -228,7 +256,7 @@ bool backward(const PackedWeights<T>& weights, const Backward<T>& call) {
   require(call.drecurrent_kernel, "drecurrent_kernel must not be null");
   require_size({call.batch, w.units, cell_traits(w.cell).tape_slots, call.time, sizeof(T)});
   const KernelTable<T>& table = table_of<T>(w.kernels);
-  const int threads = threads_for(call, w.inputs, w.units, cell_traits(w.cell).gates);
+  const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates));
   const Memory workspace = allocate(table.backward_workspace(w.view(), call, threads));
   return table.backward(w.view(), call, threads, workspace.get());
 }

@@ -77,22 +77,35 @@ FASTRNN_INLINE void row_pointers(T* (&rows)[M], T* first, Index stride) {
   for (int m = 0; m < M; ++m) rows[m] = first + m * stride;
 }
 
-/// How n columns are cut into blocks of `vectors` vectors each; the last block may have fewer.
-template <class V, int vectors>
+/// How n columns are cut into blocks of `vectors` vectors each. The last block may have fewer; where half a vector holds
+/// what is left over, the last block is one of those.
+template <class T, int vectors>
 struct Blocks {
-  static constexpr Index width = vectors * Index(kLanes<V>);
+  static constexpr Index kWhole = kLanes<Vec<T>>, kHalf = kLanes<HalfVec<T>>;
   Index columns;
 
-  Index count() const { return ceil_div(columns, width); }
-  Index first(Index block) const { return block * width; }
-  Index valid(Index block) const { return smaller(width, columns - first(block)); }  ///< columns in this block
-  Index used(Index block) const { return ceil_div(valid(block), kLanes<V>); }        ///< vectors in this block
-  Index padded() const { return ceil_div(columns, kLanes<V>) * kLanes<V>; }
+  bool has_half() const { return kHalf < kWhole && columns % kWhole > 0 && columns % kWhole <= kHalf; }
+  Index whole() const { return ceil_div(columns - has_half() * (columns % kWhole), kWhole); }  ///< whole vectors
+  Index count() const { return ceil_div(whole(), vectors) + has_half(); }
+  bool is_half(Index block) const { return kHalf < kWhole && block * vectors >= whole(); }
+  Index first(Index block) const { return smaller(block * vectors, whole()) * kWhole; }
+  Index used(Index block) const { return is_half(block) ? 1 : smaller(vectors, whole() - block * vectors); }  ///< vectors
+  Index width(Index block) const { return is_half(block) ? kHalf : used(block) * kWhole; }  ///< columns and padding
+  Index valid(Index block) const { return smaller(width(block), columns - first(block)); }  ///< columns
+  Index padded() const { return whole() * kWhole + has_half() * kHalf; }
+
+  /// f(V(), std::integral_constant<int, N>()) with the type and the number of the block's vectors.
+  template <class F>
+  FASTRNN_INLINE void with_vectors(Index block, F&& f) const {
+    if constexpr (kHalf < kWhole)
+      if (is_half(block)) return f(HalfVec<T>(), std::integral_constant<int, 1>());
+    with_constant<vectors>(used(block), [&](auto n) { f(Vec<T>(), n); });
+  }
 };
 
 /// Columns of a product whose right side is a transposed weight matrix.
-template <class V>
-using OutputBlocks = Blocks<V, kTileVectors>;
+template <class T>
+using OutputBlocks = Blocks<T, kTileVectors>;
 
 /// A piece of the left side of a product: `depth` values of each row, row r at first + r * stride.
 template <class T>
@@ -101,34 +114,31 @@ struct Run {
   Index stride, depth;
 };
 
-/// to[m][c] (+)= the runs of row `row` + m, one after the other, times the panel [k][vector][lane]; for `rows` <=
-/// kTileRows rows and `columns` <= one output block of columns.
-template <class T>
+/// to[m][c] (+)= the runs of row `row` + m, one after the other, times the panel [k][vector][lane] of N vectors V; for
+/// `rows` <= kTileRows rows and `columns` of the panel's columns.
+template <class V, int N, class T>
 void multiply_runs(const Run<T>* runs, Index count, Index row, Index rows, const T* panel, T* const* to, Index columns,
                    bool add) {
-  using V = Vec<T>;
   constexpr int L = kLanes<V>;
   with_constant<kTileRows>(rows, [&](auto height) {
-    with_constant<kTileVectors>(ceil_div(columns, L), [&](auto vectors) {
-      constexpr int M = height(), N = vectors();
-      V acc[M][N];
-      for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) acc[m][n] = add ? load<V>(to[m] + n * L, columns - n * L) : zero<V>();
-      const T *left[M], *right[N];
-      for (const Run<T>* run = runs; run < runs + count; ++run) {
-        row_pointers(left, run->first + row * run->stride, run->stride);
-        row_pointers(right, panel, L);
-        multiply_add<Same>(acc, left, 1, right, N * L, run->depth);
-        panel += run->depth * N * L;
-      }
-      for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) store(to[m] + n * L, acc[m][n], columns - n * L);
-    });
+    constexpr int M = height();
+    V acc[M][N];
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < N; ++n) acc[m][n] = add ? load<V>(to[m] + n * L, columns - n * L) : zero<V>();
+    const T *left[M], *right[N];
+    for (const Run<T>* run = runs; run < runs + count; ++run) {
+      row_pointers(left, run->first + row * run->stride, run->stride);
+      row_pointers(right, panel, L);
+      multiply_add<Same>(acc, left, 1, right, N * L, run->depth);
+      panel += run->depth * N * L;
+    }
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < N; ++n) store(to[m] + n * L, acc[m][n], columns - n * L);
   });
 }
 
 /// to[m][v] (+)= the sum over k < depth of left[k][m] * right[k], at offset[v]: an outer product of `rows` <= kTileRows
-/// columns of the left side, kTileRows apart, and `vectors` <= kTileVectors vectors of the right side, of which
+/// columns of the left side, kTileRows apart, and `vectors` <= kTileVectors vectors V of the right side, of which
 /// lanes[v] are kept.
 template <class T>
 struct OuterProduct {
@@ -141,8 +151,8 @@ struct OuterProduct {
   Index right_offset[kTileVectors], to_offset[kTileVectors], lanes[kTileVectors];
   bool add;
 
+  template <class V>
   void run() const {
-    using V = Vec<T>;
     with_constant<kTileRows>(rows, [&](auto height) {
       with_constant<kTileVectors>(vectors, [&](auto width) {
         constexpr int M = height(), N = width();

@@ -30,15 +30,15 @@ class Arena {
 /// for.
 template <class S>
 constexpr int kVectorsPerSum = S::accumulators >= kTileVectors ? 1 : kTileVectors / S::accumulators;
-template <class S, class V>
-using UnitBlocks = Blocks<V, kVectorsPerSum<S>>;
+template <class S, class T>
+using UnitBlocks = Blocks<T, kVectorsPerSum<S>>;
 
 /// Into how many blocks the stage with the widest blocks cuts the units.
-template <class Cell, class V>
+template <class Cell, class T>
 Index fewest_blocks(Index units) {
   Index fewest = units;
   for_each_stage(typename Cell::Stages{},
-                 [&](auto stage, int) { fewest = smaller(fewest, UnitBlocks<decltype(stage), V>{units}.count()); });
+                 [&](auto stage, int) { fewest = smaller(fewest, UnitBlocks<decltype(stage), T>{units}.count()); });
   return fewest;
 }
 
@@ -64,7 +64,7 @@ struct Panels {
 
   Panels(Pass pass, Index inputs, Index units, void* base) {
     Arena arena(base);
-    const Index padded_units = Blocks<Vec<T>, 1>{units}.padded(), padded_inputs = Blocks<Vec<T>, 1>{inputs}.padded();
+    const Index padded_units = Blocks<T, 1>{units}.padded(), padded_inputs = Blocks<T, 1>{inputs}.padded();
     for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
       using S = decltype(stage);
       if (pass == Pass::forward) {
@@ -81,36 +81,58 @@ struct Panels {
   }
 };
 
+/// Columns `first` … of one row of a matrix, as vectors N lanes wide in all; zeros from `valid` on.
+template <class T>
+void pack_row(const MatrixView<T>& source, Index row, Index first, Index valid, Index width, T* to) {
+  using V = Vec<T>;
+  const T* from = source.data + row * source.row_stride + first * source.column_stride;
+  if (source.column_stride == 1 && width % kLanes<V> == 0)
+    for (Index u = 0; u < width; u += kLanes<V>) store(to + u, load<V>(from + u, First<V>(larger(valid - u, 0))));
+  else
+    for (Index u = 0; u < width; ++u) to[u] = u < valid ? from[u * source.column_stride] : T(0);
+}
+
 /// One unit block of W or U: from the gates' columns of `source` to [k][gate][N], zeros where there is no unit.
 template <class S, class T>
 void pack_block(const MatrixView<T>& source, Index depth, Index units, Index block, T* panel) {
-  using V = Vec<T>;
-  const UnitBlocks<S, V> blocks{units};
-  const Index width = blocks.used(block) * kLanes<V>, valid = blocks.valid(block);
+  const UnitBlocks<S, T> blocks{units};
+  const Index width = blocks.width(block);
   panel += blocks.first(block) * depth * S::gates;
   for (Index k = 0; k < depth; ++k)
-    for (int g = 0; g < S::gates; ++g, panel += width) {
-      const T* from = source.data + k * source.row_stride +
-                      ((S::first_gate + g) * units + blocks.first(block)) * source.column_stride;
-      for (Index u = 0; u < width; ++u) panel[u] = u < valid ? from[u * source.column_stride] : T(0);
-    }
+    for (int g = 0; g < S::gates; ++g, panel += width)
+      pack_row(source, k, (S::first_gate + g) * units + blocks.first(block), blocks.valid(block), width, panel);
+}
+
+/// to[c][r] = from[r][c] for a square of as many rows and columns as a vector has lanes.
+template <class V>
+FASTRNN_INLINE void transpose(const Scalar<V>* from, Index from_stride, Scalar<V>* to, Index to_stride) {
+  TransposableBlock<V> block;
+  for (int r = 0; r < kLanes<V>; ++r) block.packet[r] = load<V>(from + r * from_stride);
+  transpose(block);
+  for (int c = 0; c < kLanes<V>; ++c) store(to + c * to_stride, block.packet[c]);
 }
 
 /// One output block of WT or UT: from rows of `source` to [k][N], zeros where there is no row.
 template <class S, class T>
 void pack_transposed_block(const MatrixView<T>& source, Index rows, Index units, Index block, T* panel) {
   using V = Vec<T>;
-  const OutputBlocks<V> outputs{rows};
-  const UnitBlocks<S, V> blocks{units};
-  const Index width = outputs.used(block) * kLanes<V>, valid = outputs.valid(block);
+  const OutputBlocks<T> outputs{rows};
+  const UnitBlocks<S, T> blocks{units};
+  const Index width = outputs.width(block), valid = outputs.valid(block);
   panel += outputs.first(block) * S::gates * units;
   for (Index p = 0; p < blocks.count(); ++p)
     for (int g = 0; g < S::gates; ++g) {
       const Index units_here = blocks.valid(p);
-      for (Index r = 0; r < width; ++r) {  // along the rows of the source: its lines are read once
-        const T* from = source.data + (outputs.first(block) + r) * source.row_stride +
-                        ((S::first_gate + g) * units + blocks.first(p)) * source.column_stride;
-        for (Index u = 0; u < units_here; ++u) panel[u * width + r] = r < valid ? from[u * source.column_stride] : T(0);
+      const T* const first = source.data + outputs.first(block) * source.row_stride +
+                             ((S::first_gate + g) * units + blocks.first(p)) * source.column_stride;
+      for (Index r = 0; r < width; r += kLanes<V>) {
+        Index u = 0;
+        if (source.column_stride == 1 && r + kLanes<V> <= valid)
+          for (; u + kLanes<V> <= units_here; u += kLanes<V>)
+            transpose<V>(first + r * source.row_stride + u, source.row_stride, panel + u * width + r, width);
+        for (; u < units_here; ++u)
+          for (Index i = r; i < smaller(r + kLanes<V>, width); ++i)
+            panel[u * width + i] = i < valid ? first[i * source.row_stride + u * source.column_stride] : T(0);
       }
       panel += units_here * width;
     }
@@ -120,9 +142,8 @@ void pack_transposed_block(const MatrixView<T>& source, Index rows, Index units,
 /// h.U.
 template <class Cell, class S, class T>
 void pack_bias_block(const MatrixView<T>& source, Index units, Index block, T* panel) {
-  using V = Vec<T>;
-  const UnitBlocks<S, V> blocks{units};
-  const Index width = blocks.used(block) * kLanes<V>;
+  const UnitBlocks<S, T> blocks{units};
+  const Index width = blocks.width(block);
   panel += blocks.first(block) * S::accumulators;
   for (Index i = 0; i < S::accumulators * width; ++i) panel[i] = T(0);
   if (!source.data) return;
@@ -141,15 +162,15 @@ void pack(const Weights<T>& w, Pass pass, T* packed, int threads) {
   for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
     using S = decltype(stage);
     if (pass == Pass::forward) {
-      const Index blocks = UnitBlocks<S, Vec<T>>{w.units}.count();
+      const Index blocks = UnitBlocks<S, T>{w.units}.count();
       parallel_for(threads, blocks, [&](Index block) {
         pack_bias_block<Cell, S>(w.bias, w.units, block, panels.bias[s]);
         pack_block<S>(w.kernel, w.inputs, w.units, block, panels.kernel[s]);
         pack_block<S>(w.recurrent_kernel, w.units, w.units, block, panels.recurrent[s]);
       });
     } else {
-      const Index kernel_blocks = OutputBlocks<Vec<T>>{w.inputs}.count();
-      const Index blocks = kernel_blocks + OutputBlocks<Vec<T>>{w.units}.count();
+      const Index kernel_blocks = OutputBlocks<T>{w.inputs}.count();
+      const Index blocks = kernel_blocks + OutputBlocks<T>{w.units}.count();
       parallel_for(threads, blocks, [&](Index block) {
         if (block < kernel_blocks)
           pack_transposed_block<S>(w.kernel, w.inputs, w.units, block, panels.kernel[s]);

@@ -7,7 +7,8 @@
 #include <cstring>
 #include <type_traits>
 
-#define FASTRNN_INLINE inline __attribute__((always_inline))
+#define FASTRNN_ALWAYS __attribute__((always_inline))
+#define FASTRNN_INLINE inline FASTRNN_ALWAYS
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
@@ -18,10 +19,38 @@ namespace ei = Eigen::internal;
 /// The widest vector of T.
 template <class T>
 using Vec = typename ei::packet_traits<T>::type;
+
+/// R vectors that go through the same operations side by side. One vector at a time, the chain of operations from a sum
+/// to a state leaves the processor waiting: it looks ahead for less than one such chain.
+template <class V, int R>
+struct Group {
+  V v[R];
+};
+
 template <class V>
-using Scalar = typename ei::unpacket_traits<V>::type;
+struct VectorTraits {
+  using Scalar = typename ei::unpacket_traits<V>::type;
+  static constexpr bool is_group = false;
+};
+template <class V, int R>
+struct VectorTraits<Group<V, R>> {
+  using Scalar = typename VectorTraits<V>::Scalar;
+  static constexpr bool is_group = true;
+};
+template <class V>
+using Scalar = typename VectorTraits<V>::Scalar;
 template <class V>
 constexpr int kLanes = ei::unpacket_traits<V>::size;
+
+/// A vector of half the width, for what is left over at the end of a row, where such instructions take less time (the
+/// processors that run AVX-512 as two halves: 24 columns in 1.5 instead of 2 vectors); else the widest one again.
+#if defined(EIGEN_VECTORIZE_AVX512)
+template <class T>
+using HalfVec = typename ei::unpacket_traits<Vec<T>>::half;
+#else
+template <class T>
+using HalfVec = Vec<T>;
+#endif
 
 /// Rows of a register tile of 4 vectors: 24 accumulators where there are 32 registers, else 12.
 #if defined(EIGEN_VECTORIZE_AVX512) || EIGEN_ARCH_ARM64
@@ -41,7 +70,13 @@ FASTRNN_INLINE void store(Scalar<V>* p, const V& v) {
 }
 template <class V>
 FASTRNN_INLINE V broadcast(Scalar<V> s) {
-  return ei::pset1<V>(s);
+  if constexpr (VectorTraits<V>::is_group) {
+    V group;
+    for (auto& v : group.v) v = broadcast<std::decay_t<decltype(v)>>(s);
+    return group;
+  } else {
+    return ei::pset1<V>(s);
+  }
 }
 template <class V>
 FASTRNN_INLINE V zero() {
@@ -69,105 +104,128 @@ FASTRNN_INLINE V fma(const V& a, const V& b, const V& c) {
   return ei::pmadd(a, b, c);
 }
 template <class V>
-FASTRNN_INLINE V abs(const V& a) {
-  return ei::pabs(a);
-}
-template <class V>
 FASTRNN_INLINE V negate(const V& a) {
   return ei::pnegate(a);
 }
 template <class V>
+FASTRNN_INLINE V negative_abs(const V& a) {
+  return ei::por(a, broadcast<V>(Scalar<V>(-0.0)));
+}
+template <class V>
 FASTRNN_INLINE V copy_sign(const V& magnitude, const V& sign) {
-  return ei::por(abs(magnitude), ei::pand(sign, broadcast<V>(Scalar<V>(-0.0))));
+  return ei::por(ei::pabs(magnitude), ei::pand(sign, broadcast<V>(Scalar<V>(-0.0))));
 }
 
 // ---- What Eigen 3.4 has no portable name for: the larger of a limit and a value that may be NaN (then NaN), a choice
-// by
-// ---- sign bit, bits shifted within each lane, and loads and stores of the first n lanes (the others: zero,
-// untouched).
+// ---- by sign bit, bits shifted within each lane, and loads and stores of the first n lanes.
 
 #if defined(EIGEN_VECTORIZE_AVX512)
-using Floats = ei::Packet16f;
-using Doubles = ei::Packet8d;
-FASTRNN_INLINE Floats max_or_nan(const Floats& limit, const Floats& v) { return _mm512_max_ps(limit, v); }
-FASTRNN_INLINE Doubles max_or_nan(const Doubles& limit, const Doubles& v) { return _mm512_max_pd(limit, v); }
-FASTRNN_INLINE Floats if_negative(const Floats& v, const Floats& yes, const Floats& no) {
+FASTRNN_INLINE ei::Packet16f max_or_nan(const ei::Packet16f& limit, const ei::Packet16f& v) { return _mm512_max_ps(limit, v); }
+FASTRNN_INLINE ei::Packet8d max_or_nan(const ei::Packet8d& limit, const ei::Packet8d& v) { return _mm512_max_pd(limit, v); }
+FASTRNN_INLINE ei::Packet16f if_negative(const ei::Packet16f& v, const ei::Packet16f& yes, const ei::Packet16f& no) {
   return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(v)), no, yes);
 }
-FASTRNN_INLINE Doubles if_negative(const Doubles& v, const Doubles& yes, const Doubles& no) {
+FASTRNN_INLINE ei::Packet8d if_negative(const ei::Packet8d& v, const ei::Packet8d& yes, const ei::Packet8d& no) {
   return _mm512_mask_blend_pd(_mm512_movepi64_mask(_mm512_castpd_si512(v)), no, yes);
 }
 template <int n>
-FASTRNN_INLINE Floats shift_left(const Floats& v) {
+FASTRNN_INLINE ei::Packet16f shift_left(const ei::Packet16f& v) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), n));
 }
 template <int n>
-FASTRNN_INLINE Doubles shift_left(const Doubles& v) {
+FASTRNN_INLINE ei::Packet8d shift_left(const ei::Packet8d& v) {
   return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(v), n));
 }
 template <class V>
-FASTRNN_INLINE auto lanes(std::int64_t n) {
-  return static_cast<std::conditional_t<kLanes<V> == 16, __mmask16, __mmask8>>((1u << n) - 1);
+struct First {
+  using Mask = std::conditional_t<kLanes<V> == 16, __mmask16, __mmask8>;
+  Mask mask;
+  FASTRNN_INLINE First(std::int64_t n) : mask(static_cast<Mask>(n < kLanes<V> ? (1u << n) - 1 : ~0u)) {}
+};
+FASTRNN_INLINE ei::Packet16f load_first(const float* p, First<ei::Packet16f> n) {
+  return _mm512_maskz_loadu_ps(n.mask, p);
 }
-FASTRNN_INLINE Floats load_first(const float* p, std::int64_t n, Floats) {
-  return _mm512_maskz_loadu_ps(lanes<Floats>(n), p);
+FASTRNN_INLINE ei::Packet8d load_first(const double* p, First<ei::Packet8d> n) {
+  return _mm512_maskz_loadu_pd(n.mask, p);
 }
-FASTRNN_INLINE Doubles load_first(const double* p, std::int64_t n, Doubles) {
-  return _mm512_maskz_loadu_pd(lanes<Doubles>(n), p);
+FASTRNN_INLINE ei::Packet8f load_first(const float* p, First<ei::Packet8f> n) {
+  return _mm256_maskz_loadu_ps(n.mask, p);
 }
-FASTRNN_INLINE void store_first(float* p, const Floats& v, std::int64_t n) {
-  _mm512_mask_storeu_ps(p, lanes<Floats>(n), v);
+FASTRNN_INLINE ei::Packet4d load_first(const double* p, First<ei::Packet4d> n) {
+  return _mm256_maskz_loadu_pd(n.mask, p);
 }
-FASTRNN_INLINE void store_first(double* p, const Doubles& v, std::int64_t n) {
-  _mm512_mask_storeu_pd(p, lanes<Doubles>(n), v);
+FASTRNN_INLINE void store_first(float* p, const ei::Packet16f& v, First<ei::Packet16f> n) {
+  _mm512_mask_storeu_ps(p, n.mask, v);
 }
-#elif defined(EIGEN_VECTORIZE_AVX2)
-using Floats = ei::Packet8f;
-using Doubles = ei::Packet4d;
-FASTRNN_INLINE Floats max_or_nan(const Floats& limit, const Floats& v) { return _mm256_max_ps(limit, v); }
-FASTRNN_INLINE Doubles max_or_nan(const Doubles& limit, const Doubles& v) { return _mm256_max_pd(limit, v); }
-FASTRNN_INLINE Floats if_negative(const Floats& v, const Floats& yes, const Floats& no) {
+FASTRNN_INLINE void store_first(double* p, const ei::Packet8d& v, First<ei::Packet8d> n) {
+  _mm512_mask_storeu_pd(p, n.mask, v);
+}
+FASTRNN_INLINE void store_first(float* p, const ei::Packet8f& v, First<ei::Packet8f> n) {
+  _mm256_mask_storeu_ps(p, n.mask, v);
+}
+FASTRNN_INLINE void store_first(double* p, const ei::Packet4d& v, First<ei::Packet4d> n) {
+  _mm256_mask_storeu_pd(p, n.mask, v);
+}
+#else
+template <class V>
+struct First {
+  std::int64_t n;
+  FASTRNN_INLINE First(std::int64_t n) : n(n) {}
+};
+#endif
+#if defined(EIGEN_VECTORIZE_AVX2)
+FASTRNN_INLINE ei::Packet8f max_or_nan(const ei::Packet8f& limit, const ei::Packet8f& v) { return _mm256_max_ps(limit, v); }
+FASTRNN_INLINE ei::Packet4d max_or_nan(const ei::Packet4d& limit, const ei::Packet4d& v) { return _mm256_max_pd(limit, v); }
+FASTRNN_INLINE ei::Packet8f if_negative(const ei::Packet8f& v, const ei::Packet8f& yes, const ei::Packet8f& no) {
   return _mm256_blendv_ps(no, yes, v);
 }
-FASTRNN_INLINE Doubles if_negative(const Doubles& v, const Doubles& yes, const Doubles& no) {
+FASTRNN_INLINE ei::Packet4d if_negative(const ei::Packet4d& v, const ei::Packet4d& yes, const ei::Packet4d& no) {
   return _mm256_blendv_pd(no, yes, v);
 }
 template <int n>
-FASTRNN_INLINE Floats shift_left(const Floats& v) {
+FASTRNN_INLINE ei::Packet8f shift_left(const ei::Packet8f& v) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), n));
 }
 template <int n>
-FASTRNN_INLINE Doubles shift_left(const Doubles& v) {
+FASTRNN_INLINE ei::Packet4d shift_left(const ei::Packet4d& v) {
   return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(v), n));
 }
+#if !defined(EIGEN_VECTORIZE_AVX512)
 /// n lanes of ones, then zeros: read from the right place in a row of both.
 alignas(64) constexpr std::int32_t kLaneMasks[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-FASTRNN_INLINE __m256i lanes(std::int64_t n_bytes) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMasks + 8 - n_bytes / 4));
+FASTRNN_INLINE __m256i mask_of_bytes(std::int64_t n) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMasks + 8 - n / 4));
 }
-FASTRNN_INLINE Floats load_first(const float* p, std::int64_t n, Floats) { return _mm256_maskload_ps(p, lanes(4 * n)); }
-FASTRNN_INLINE Doubles load_first(const double* p, std::int64_t n, Doubles) {
-  return _mm256_maskload_pd(p, lanes(8 * n));
+FASTRNN_INLINE ei::Packet8f load_first(const float* p, First<ei::Packet8f> first) {
+  return first.n >= 8 ? load<ei::Packet8f>(p) : ei::Packet8f(_mm256_maskload_ps(p, mask_of_bytes(4 * first.n)));
 }
-FASTRNN_INLINE void store_first(float* p, const Floats& v, std::int64_t n) { _mm256_maskstore_ps(p, lanes(4 * n), v); }
-FASTRNN_INLINE void store_first(double* p, const Doubles& v, std::int64_t n) {
-  _mm256_maskstore_pd(p, lanes(8 * n), v);
+FASTRNN_INLINE ei::Packet4d load_first(const double* p, First<ei::Packet4d> first) {
+  return first.n >= 4 ? load<ei::Packet4d>(p) : ei::Packet4d(_mm256_maskload_pd(p, mask_of_bytes(8 * first.n)));
 }
+FASTRNN_INLINE void store_first(float* p, const ei::Packet8f& v, First<ei::Packet8f> first) {
+  first.n >= 8 ? store(p, v) : _mm256_maskstore_ps(p, mask_of_bytes(4 * first.n), v);
+}
+FASTRNN_INLINE void store_first(double* p, const ei::Packet4d& v, First<ei::Packet4d> first) {
+  first.n >= 4 ? store(p, v) : _mm256_maskstore_pd(p, mask_of_bytes(8 * first.n), v);
+}
+#endif
 #else
 /// Through memory: enough where no masks exist and vectors are short.
 template <class V>
-FASTRNN_INLINE V load_first(const Scalar<V>* p, std::int64_t n, V) {
+FASTRNN_INLINE V load_first(const Scalar<V>* p, First<V> first) {
+  if (first.n >= kLanes<V>) return load<V>(p);
   alignas(16) Scalar<V> lane[kLanes<V>] = {};
   for (int i = 0; i < kLanes<V> - 1; ++i)
-    if (i < n) lane[i] = p[i];
+    if (i < first.n) lane[i] = p[i];
   return load<V>(lane);
 }
 template <class V>
-FASTRNN_INLINE void store_first(Scalar<V>* p, const V& v, std::int64_t n) {
+FASTRNN_INLINE void store_first(Scalar<V>* p, const V& v, First<V> first) {
+  if (first.n >= kLanes<V>) return store(p, v);
   alignas(16) Scalar<V> lane[kLanes<V>];
   store(lane, v);
   for (int i = 0; i < kLanes<V> - 1; ++i)
-    if (i < n) p[i] = lane[i];
+    if (i < first.n) p[i] = lane[i];
 }
 #if defined(EIGEN_VECTORIZE_SSE)
 using Floats = ei::Packet4f;
@@ -215,16 +273,55 @@ FASTRNN_INLINE Doubles shift_left(const Doubles& v) {
 #endif
 #endif
 
+/// The first n lanes of a vector, or all of it if it has no more: what is beyond them reads as zero and is not written.
 template <class V>
-FASTRNN_INLINE V load(const Scalar<V>* p, std::int64_t n) {
-  return n >= kLanes<V> ? load<V>(p) : load_first(p, n, V());
+FASTRNN_INLINE V load(const Scalar<V>* p, First<V> n) {
+  return load_first(p, n);
 }
 template <class V>
-FASTRNN_INLINE void store(Scalar<V>* p, const V& v, std::int64_t n) {
-  if (n >= kLanes<V>)
-    store(p, v);
-  else
-    store_first(p, v, n);
+FASTRNN_INLINE void store(Scalar<V>* p, const V& v, First<std::enable_if_t<true, V>> n) {
+  store_first(p, v, n);
+}
+
+/// As many vectors as each has lanes, and their transposition in place.
+template <class V>
+using TransposableBlock = ei::PacketBlock<V, kLanes<V>>;
+template <class V>
+FASTRNN_INLINE void transpose(TransposableBlock<V>& block) {
+  ei::ptranspose(block);
+}
+
+// ---- The same on groups
+
+/// f on each member.
+template <class F, class V, int R, class... G>
+FASTRNN_INLINE Group<V, R> each(F&& f, const Group<V, R>& first, const G&... others) {
+  Group<V, R> result;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) result.v[r] = f(first.v[r], others.v[r]...);
+  return result;
+}
+#define FASTRNN_ON_GROUPS(name, parameters, ...)                                    \
+  template <class V, int R>                                                         \
+  FASTRNN_INLINE Group<V, R> name parameters {                                      \
+    return each([](const auto&... v) FASTRNN_ALWAYS { return name(v...); }, __VA_ARGS__); \
+  }
+#define FASTRNN_G const Group<V, R>&
+FASTRNN_ON_GROUPS(negative_abs, (FASTRNN_G a), a)
+FASTRNN_ON_GROUPS(negate, (FASTRNN_G a), a)
+FASTRNN_ON_GROUPS(add, (FASTRNN_G a, FASTRNN_G b), a, b)
+FASTRNN_ON_GROUPS(sub, (FASTRNN_G a, FASTRNN_G b), a, b)
+FASTRNN_ON_GROUPS(mul, (FASTRNN_G a, FASTRNN_G b), a, b)
+FASTRNN_ON_GROUPS(div, (FASTRNN_G a, FASTRNN_G b), a, b)
+FASTRNN_ON_GROUPS(copy_sign, (FASTRNN_G a, FASTRNN_G b), a, b)
+FASTRNN_ON_GROUPS(max_or_nan, (FASTRNN_G a, FASTRNN_G b), a, b)
+FASTRNN_ON_GROUPS(fma, (FASTRNN_G a, FASTRNN_G b, FASTRNN_G c), a, b, c)
+FASTRNN_ON_GROUPS(if_negative, (FASTRNN_G a, FASTRNN_G b, FASTRNN_G c), a, b, c)
+#undef FASTRNN_G
+#undef FASTRNN_ON_GROUPS
+template <int n, class V, int R>
+FASTRNN_INLINE Group<V, R> shift_left(const Group<V, R>& group) {
+  return each([](const V& v) FASTRNN_ALWAYS { return shift_left<n>(v); }, group);
 }
 
 // ---- exp, tanh, sigmoid
@@ -283,7 +380,7 @@ template <class V>
 FASTRNN_INLINE V sigmoid(const V& x) {
   using C = ExpConstants<Scalar<V>>;
   V scale, p;
-  exp_parts<C::scale_bits>(max_or_nan(broadcast<V>(C::lowest), negate(abs(x))), scale, p);
+  exp_parts<C::scale_bits>(max_or_nan(broadcast<V>(C::lowest), negative_abs(x)), scale, p);
   const V e = mul(fma(scale, p, scale), broadcast<V>(C::unscale));  // down to denormals
   const V one = broadcast<V>(Scalar<V>(1));
   const V base = if_negative(x, e, one);
@@ -297,7 +394,7 @@ FASTRNN_INLINE V tanh(const V& x) {
   using T = Scalar<V>;
   const V one = broadcast<V>(T(1));
   V scale, p;
-  exp_parts<0>(max_or_nan(broadcast<V>(T(-60)), mul(broadcast<V>(T(-2)), abs(x))), scale, p);  // tanh 30 rounds to 1
+  exp_parts<0>(max_or_nan(broadcast<V>(T(-60)), mul(broadcast<V>(T(2)), negative_abs(x))), scale, p);  // tanh 30 rounds to 1
   return copy_sign(div(fma(scale, p, sub(scale, one)), fma(scale, p, add(scale, one))), x);
 }
 
