@@ -77,8 +77,8 @@ FASTRNN_INLINE void row_pointers(T* (&rows)[M], T* first, Index stride) {
   for (int m = 0; m < M; ++m) rows[m] = first + m * stride;
 }
 
-/// How n columns are cut into blocks of `vectors` vectors each. The last block may have fewer; where half a vector holds
-/// what is left over, the last block is one of those.
+/// How n columns are cut into blocks of `vectors` vectors each. The last block may have fewer; where half a vector
+/// holds what is left over, the last block is one of those.
 template <class T, int vectors>
 struct Blocks {
   static constexpr Index kWhole = kLanes<Vec<T>>, kHalf = kLanes<HalfVec<T>>;
@@ -89,7 +89,9 @@ struct Blocks {
   Index count() const { return ceil_div(whole(), vectors) + has_half(); }
   bool is_half(Index block) const { return kHalf < kWhole && block * vectors >= whole(); }
   Index first(Index block) const { return smaller(block * vectors, whole()) * kWhole; }
-  Index used(Index block) const { return is_half(block) ? 1 : smaller(vectors, whole() - block * vectors); }  ///< vectors
+  Index used(Index block) const {
+    return is_half(block) ? 1 : smaller(vectors, whole() - block * vectors);
+  }                                                                                         ///< vectors
   Index width(Index block) const { return is_half(block) ? kHalf : used(block) * kWhole; }  ///< columns and padding
   Index valid(Index block) const { return smaller(width(block), columns - first(block)); }  ///< columns
   Index padded() const { return whole() * kWhole + has_half() * kHalf; }
@@ -161,6 +163,9 @@ struct OuterProduct {
           for (int v = 0; v < N; ++v)
             acc[m][v] = add ? load<V>(to + m * to_stride + to_offset[v], lanes[v]) : zero<V>();
         const T *l[M], *r[N];
+        if (rows == kTileRows)  // the next tile's: 2 % of a backward pass whose dW and dU no cache holds
+          for (int m = 0; m < M; ++m)
+            for (int v = 0; v < N; ++v) __builtin_prefetch(to + (m + kTileRows) * to_stride + to_offset[v], 1, 2);
         row_pointers(l, left, 1);
         for (int v = 0; v < N; ++v) r[v] = right + right_offset[v];
         multiply_add<Same>(acc, l, kTileRows, r, right_step, depth);

@@ -226,7 +226,8 @@ class ForwardPass {
             row_pointers(row, to + hoisted_offset<S>(block, (b - rows.begin) * stride + first),
                          S::accumulators * width);
             for (Index m = 0; m < height; ++m) copy(bias_panel<S>(s, block), row[m], S::accumulators * width);
-            multiply_runs<V, S::gates * N>(&x, 1, first, height, kernel_panel<S>(s, block), row, S::gates * width, true);
+            multiply_runs<V, S::gates * N>(&x, 1, first, height, kernel_panel<S>(s, block), row, S::gates * width,
+                                           true);
           });
         }
       });
@@ -273,7 +274,8 @@ class ForwardPass {
 
   /// The cell, on rows m … M - 1 of a tile, a few of them at a time.
   template <class S, class V, int N, int M, int m>
-  FASTRNN_INLINE void finish_rows(const Step<T>& v, Index b, Index first, const V (&sums)[M][S::accumulators * N]) const {
+  FASTRNN_INLINE void finish_rows(const Step<T>& v, Index b, Index first,
+                                  const V (&sums)[M][S::accumulators * N]) const {
     if constexpr (m < M) {
       constexpr int groups = (M - m + kGroupRows - 1) / kGroupRows, R = (M - m + groups - 1) / groups;
 #pragma GCC unroll 8
@@ -544,9 +546,8 @@ class BackwardRows {
       go_on = go_on && weight_gradient<S>(s, true, chunk, team) && weight_gradient<S>(s, false, chunk, team);
       const Range blocks = part(UnitBlocks<S, T>{H_}.count(), team.index, team.size);
       for (Index block = blocks.begin; gradients_.bias && block < blocks.end; ++block)
-        UnitBlocks<S, T>{H_}.with_vectors(block, [&](auto vector, auto vectors) {
-          bias_gradient<S, decltype(vector), vectors()>(s, chunk, block);
-        });
+        UnitBlocks<S, T>{H_}.with_vectors(
+            block, [&](auto vector, auto vectors) { bias_gradient<S, decltype(vector), vectors()>(s, chunk, block); });
     });
     return go_on;
   }
@@ -656,10 +657,13 @@ class BackwardRows {
 /// alone.
 template <class Cell, class T>
 class BackwardPass {
-  static constexpr Index kPartRows = 8, kMostParts = 32;
+  // Rows of a part at least; more of them where recurrent weights larger than kCached are read for every step (3 % of a
+  // GRU with 256 units) and there are enough for four parts.
+  static constexpr Index kPartRows = 8, kLargePartRows = 16, kMostParts = 32, kCached = Index(1) << 19;
   static constexpr Index kMostBytes = Index(64) << 20;  // of all parts' weight gradients
   static constexpr Index kRowsAtOnce = 256;             // bounds the workspace
-  static constexpr Index kChunkRows = 256;  // rows times steps of a chunk: amortises loading and storing dW and dU
+  // Rows times steps of a chunk: amortises loading and storing dW and dU; more of them where all threads share those.
+  static constexpr Index kChunkRows = 256, kSharedChunkRows = 512;
 
  public:
   BackwardPass(const PackedView<T>& weights, const Backward<T>& call, int threads, void* workspace)
@@ -669,11 +673,12 @@ class BackwardPass {
     sizes_[1] = H * columns;
     sizes_[2] = call.dbias ? Cell::traits.bias_rows * columns : 0;
     const Index elements = sizes_[0] + sizes_[1] + sizes_[2];
-    parts_ = smaller(call.batch / kPartRows, kMostParts);
+    const bool large = H * columns * Index(sizeof(T)) > kCached && call.batch >= 4 * kLargePartRows;
+    parts_ = smaller(call.batch / (large ? kLargePartRows : kPartRows), kMostParts);
     if (parts_ < 2 || call.time == 0 || parts_ * elements > kMostBytes / Index(sizeof(T))) parts_ = 1;
     const Index part_rows = ceil_div(call.batch, parts_);
     rows_ = larger(1, ceil_div(part_rows, larger(1, ceil_div(part_rows, kRowsAtOnce))));
-    steps_ = larger(1, smaller(kChunkRows / rows_, call.time));
+    steps_ = larger(1, smaller((parts_ > 1 ? kChunkRows : kSharedChunkRows) / rows_, call.time));
     division_ = parts_ > 1 ? Division{static_cast<int>(smaller(threads, parts_)), false}
                            : divide(threads, smaller(rows_, call.batch), call.time, I + H, columns,
                                     OutputBlocks<T>{H}.count(), 2 * Cell::Stages::count, sizeof(T));

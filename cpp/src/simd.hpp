@@ -120,8 +120,12 @@ FASTRNN_INLINE V copy_sign(const V& magnitude, const V& sign) {
 // ---- by sign bit, bits shifted within each lane, and loads and stores of the first n lanes.
 
 #if defined(EIGEN_VECTORIZE_AVX512)
-FASTRNN_INLINE ei::Packet16f max_or_nan(const ei::Packet16f& limit, const ei::Packet16f& v) { return _mm512_max_ps(limit, v); }
-FASTRNN_INLINE ei::Packet8d max_or_nan(const ei::Packet8d& limit, const ei::Packet8d& v) { return _mm512_max_pd(limit, v); }
+FASTRNN_INLINE ei::Packet16f max_or_nan(const ei::Packet16f& limit, const ei::Packet16f& v) {
+  return _mm512_max_ps(limit, v);
+}
+FASTRNN_INLINE ei::Packet8d max_or_nan(const ei::Packet8d& limit, const ei::Packet8d& v) {
+  return _mm512_max_pd(limit, v);
+}
 FASTRNN_INLINE ei::Packet16f if_negative(const ei::Packet16f& v, const ei::Packet16f& yes, const ei::Packet16f& no) {
   return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(v)), no, yes);
 }
@@ -174,8 +178,12 @@ struct First {
 };
 #endif
 #if defined(EIGEN_VECTORIZE_AVX2)
-FASTRNN_INLINE ei::Packet8f max_or_nan(const ei::Packet8f& limit, const ei::Packet8f& v) { return _mm256_max_ps(limit, v); }
-FASTRNN_INLINE ei::Packet4d max_or_nan(const ei::Packet4d& limit, const ei::Packet4d& v) { return _mm256_max_pd(limit, v); }
+FASTRNN_INLINE ei::Packet8f max_or_nan(const ei::Packet8f& limit, const ei::Packet8f& v) {
+  return _mm256_max_ps(limit, v);
+}
+FASTRNN_INLINE ei::Packet4d max_or_nan(const ei::Packet4d& limit, const ei::Packet4d& v) {
+  return _mm256_max_pd(limit, v);
+}
 FASTRNN_INLINE ei::Packet8f if_negative(const ei::Packet8f& v, const ei::Packet8f& yes, const ei::Packet8f& no) {
   return _mm256_blendv_ps(no, yes, v);
 }
@@ -301,9 +309,9 @@ FASTRNN_INLINE Group<V, R> each(F&& f, const Group<V, R>& first, const G&... oth
   for (int r = 0; r < R; ++r) result.v[r] = f(first.v[r], others.v[r]...);
   return result;
 }
-#define FASTRNN_ON_GROUPS(name, parameters, ...)                                    \
-  template <class V, int R>                                                         \
-  FASTRNN_INLINE Group<V, R> name parameters {                                      \
+#define FASTRNN_ON_GROUPS(name, parameters, ...)                                          \
+  template <class V, int R>                                                               \
+  FASTRNN_INLINE Group<V, R> name parameters {                                            \
     return each([](const auto&... v) FASTRNN_ALWAYS { return name(v...); }, __VA_ARGS__); \
   }
 #define FASTRNN_G const Group<V, R>&
@@ -394,7 +402,8 @@ FASTRNN_INLINE V tanh(const V& x) {
   using T = Scalar<V>;
   const V one = broadcast<V>(T(1));
   V scale, p;
-  exp_parts<0>(max_or_nan(broadcast<V>(T(-60)), mul(broadcast<V>(T(2)), negative_abs(x))), scale, p);  // tanh 30 rounds to 1
+  exp_parts<0>(max_or_nan(broadcast<V>(T(-60)), mul(broadcast<V>(T(2)), negative_abs(x))), scale,
+               p);  // tanh 30 rounds to 1
   return copy_sign(div(fma(scale, p, sub(scale, one)), fma(scale, p, add(scale, one))), x);
 }
 

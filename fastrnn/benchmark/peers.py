@@ -115,7 +115,7 @@ def time_major(array: Array) -> Array:
 
 
 class Fastrnn(Peer):
-    """Layers with return_sequences; to train, set_weights, forward and backward. Stepwise: `step`.
+    """Layers with return_sequences; to train, the functional layer, with weights packed anew. Stepwise: `step`.
 
     Bidirectional is two layers, one of them with go_backwards, a stack is one layer after the other.
     """
@@ -150,7 +150,7 @@ class Fastrnn(Peer):
                 stack[0][0](x, **options)
             except NotImplementedError:
                 raise Unsupported("has no masks yet") from None
-        join = workload.bidirectional
+        join, name = workload.bidirectional, workload.cell
 
         def infer() -> Any:
             y = x
@@ -161,13 +161,15 @@ class Fastrnn(Peer):
 
         def train() -> Any:
             y, tapes = x, []
-            for layer, cells in zip(stack, weights, strict=True):
+            for cells in weights:
                 outputs = []
-                for one, cell in zip(layer, cells, strict=True):
-                    one.set_weights(cell)
-                    output, tape = one.forward(y, **options)
+                for direction, cell in enumerate(cells):
+                    packed = functional.Weights(name, *cell)
+                    output, tape = functional.run_forward(
+                        packed, y, return_sequences=True, go_backwards=direction == 1, **options
+                    )
                     outputs.append(output)
-                    tapes.append((one, tape))
+                    tapes.append(tape)
                 y = np.concatenate([outputs[0], outputs[1][:, ::-1]], -1) if join else outputs[0]
             d = dy
             gradients: list[Array] = []
@@ -175,12 +177,11 @@ class Fastrnn(Peer):
                 if join:
                     backward, forward = tapes.pop(), tapes.pop()
                     half = d.shape[-1] // 2
-                    one = forward[0].backward(d[..., :half], forward[1])
-                    two = backward[0].backward(d[:, ::-1, half:], backward[1])
+                    one = functional.run_backward(d[..., :half], forward)
+                    two = functional.run_backward(d[:, ::-1, half:], backward)
                     d, gradients = one.x + two.x, [*one.weights, *two.weights, *gradients]
                 else:
-                    one_layer, tape = tapes.pop()
-                    one = one_layer.backward(d, tape)
+                    one = functional.run_backward(d, tapes.pop())
                     d, gradients = one.x, [*one.weights, *gradients]
             return y, d, gradients
 
@@ -198,16 +199,21 @@ class Fastrnn(Peer):
 
     def _stepwise(self, workload: Workload, problem: Problem) -> Call:
         step = self._layer(workload, problem.weights[0][0], False).step
-        xs, zeros = steps_of(problem.x), zero_states(workload)
+        xs, zeros, buffers = steps_of(problem.x), zero_states(workload), zero_states(workload)
 
         def run() -> Any:
+            states = zeros
+            for x_t in xs:
+                _, states = step(x_t, states, out=buffers)
+
+        def answer() -> list[Array]:
             states, ys = zeros, []
             for x_t in xs:
-                y, states = step(x_t, states)
-                ys.append(y)
-            return ys
+                y, states = step(x_t, states, out=buffers)
+                ys.append(y.copy())
+            return stack_steps(ys)
 
-        return Call(run, lambda: stack_steps(run()))
+        return Call(run, answer)
 
 
 # ---- PyTorch
