@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastrnn
+from fastrnn import functional
 from fastrnn.benchmark.workloads import GATES, STATES, Array, Cell, Problem, Workload, make_problem
 
 
