@@ -40,13 +40,24 @@ std::string type_name(py::handle object) { return py::cast<std::string>(py::type
 Shape shape_of(const py::array& a) { return Shape(a.shape(), a.shape() + a.ndim()); }
 std::string dtype_text(const py::array& a) { return py::cast<std::string>(py::str(a.dtype())); }
 
+/// What a message calls an argument: its name, or name[item] for one of a list. Made into text for a message only.
+struct Label {
+  const char* name;
+  int item;
+  Label(const char* name, int item = -1) : name(name), item(item) {}
+};
+std::ostream& operator<<(std::ostream& out, const Label& label) {
+  out << label.name;
+  return label.item < 0 ? out : out << '[' << label.item << ']';
+}
+
 // ---- Arrays
 
 template <class T>
 constexpr const char* kDtype = std::is_same_v<T, float> ? "float32" : "float64";
 
 /// The object as an array, unchanged, or a TypeError.
-py::array as_array(py::handle object, const std::string& where, const char* name) {
+py::array as_array(py::handle object, const std::string& where, Label name) {
   if (!py::isinstance<py::array>(object))
     throw py::type_error(
         text(where, ": ", name, " must be a NumPy array, got ", type_name(object), "; convert it with np.asarray"));
@@ -64,17 +75,18 @@ bool is_native(const py::array& a) {
 
 /// float32 or float64, native byte order, as the weights are.
 template <class T>
-void require_dtype(const py::array& a, const std::string& where, const char* name) {
+void require_dtype(const py::array& a, const std::string& where, Label name) {
   if (!is_native<T>(a))
     throw py::type_error(text(where, ": ", name, " must be ", kDtype<T>, " like the weights, got ", dtype_text(a),
                               "; convert it with ", name, ".astype(\"", kDtype<T>, "\")"));
 }
 
-void require_shape(const py::array& a, const Shape& shape, const std::string& where, const char* name,
+template <class Extents>
+void require_shape(const py::array& a, const Extents& shape, const std::string& where, Label name,
                    const char* meaning) {
-  if (shape_of(a) != shape)
-    throw py::value_error(
-        text(where, ": ", name, " must have shape ", to_text(shape), " (", meaning, "), got ", to_text(shape_of(a))));
+  if (!std::equal(std::begin(shape), std::end(shape), a.shape(), a.shape() + a.ndim()))
+    throw py::value_error(text(where, ": ", name, " must have shape ", to_text(Shape(shape)), " (", meaning, "), got ",
+                               to_text(shape_of(a))));
 }
 
 /// Whether the kernels can read the array where it is: aligned, strides of whole elements.
@@ -125,7 +137,7 @@ Index stride(const py::array& a, int axis) {
 }
 
 /// Results from here on lie in memory that is used again (see fastrnn::allocate).
-constexpr Index kLargeResult = Index(1) << 20;
+constexpr Index kLargeResult = Index(1) << 18;
 
 /// A new array; a shape whose size no address space holds is refused before NumPy sees it.
 template <class T>
@@ -164,7 +176,7 @@ class Weights {
   virtual py::tuple backward(py::handle dy, const Tape& tape) const = 0;
   virtual py::dtype dtype() const = 0;
 
-  std::string name;
+  std::string name, step_name;
   Cell cell;
   CellTraits traits;
   Index inputs, units;
@@ -223,6 +235,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
   TypedWeights(const std::string& cell_name, const py::array& kernel_in, const py::array& recurrent_in,
                const py::object& bias_in, const std::string& name_in) {
     name = name_in;
+    step_name = name + ".step";
     cell = fastrnn::cell_from_name(cell_name);
     traits = fastrnn::cell_traits(cell);
     const Index G = traits.gates;
@@ -300,7 +313,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
   }
 
   py::tuple step(const py::array& x_in, py::handle states_in, py::handle out_in) const override {
-    const std::string where = name + ".step";
+    const std::string& where = step_name;
     require_dtype<T>(x_in, where, "x_t");
     if (x_in.ndim() != 2 || x_in.shape(1) != inputs)
       throw py::value_error(
@@ -321,7 +334,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     } else {
       const py::object items = sequence_of(out_in, static_cast<std::size_t>(traits.states), where, "out");
       for (int s = 0; s < traits.states; ++s) {
-        new_states[s] = checked_out(items[py::int_(s)], where, text("out[", s, "]"), B);
+        new_states[s] = checked_out(items[py::int_(s)], where, {"out", s}, B);
         for (int other = 0; other < s; ++other)
           if (overlap(new_states[s], new_states[other]))
             throw py::value_error(text(where, ": out[", other, "] and out[", s,
@@ -368,7 +381,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     } else {
       given[0] = py::reinterpret_borrow<py::object>(dy_in);
     }
-    const auto gradient = [&](const py::object& object, const char* of, const Shape& shape) -> py::object {
+    const auto gradient = [&](const py::object& object, Label of, const Shape& shape) -> py::object {
       if (object.is_none()) return object;
       const py::array a = as_array(object, where, of);
       require_dtype<T>(a, where, of);
@@ -467,23 +480,22 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     }
     const py::object items = sequence_of(states, static_cast<std::size_t>(traits.states), where, what);
     for (int s = 0; s < traits.states; ++s) {
-      const std::string item = text(what, "[", s, "]");
       const py::object state = items[py::int_(s)];
-      if (!state.is_none()) to[s] = checked_state(state, where, item.c_str(), B);
+      if (!state.is_none()) to[s] = checked_state(state, where, {what, s}, B);
     }
   }
-  py::array checked_state(py::handle state, const std::string& where, const char* what, Index B) const {
+  py::array checked_state(py::handle state, const std::string& where, Label what, Index B) const {
     const py::array a = as_array(state, where, what);
     require_dtype<T>(a, where, what);
-    require_shape(a, {B, units}, where, what, "batch, units");
+    require_shape(a, std::initializer_list<Index>{B, units}, where, what, "batch, units");
     return contiguous<T>(a);
   }
 
   /// An array that a step writes a state to.
-  py::array checked_out(py::handle object, const std::string& where, const std::string& what, Index B) const {
-    const py::array a = as_array(object, where, what.c_str());
-    require_dtype<T>(a, where, what.c_str());
-    require_shape(a, {B, units}, where, what.c_str(), "batch, units");
+  py::array checked_out(py::handle object, const std::string& where, Label what, Index B) const {
+    const py::array a = as_array(object, where, what);
+    require_dtype<T>(a, where, what);
+    require_shape(a, std::initializer_list<Index>{B, units}, where, what, "batch, units");
     if (!a.writeable() || !(a.flags() & py::array::c_style) || !readable_in_place<T>(a))
       throw py::value_error(text(where, ": ", what, " must be writable and contiguous, got an array that is ",
                                  a.writeable() ? "not contiguous" : "read-only",
@@ -677,7 +689,7 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "step",
       [](const Held& w, py::handle x_t, py::handle states, py::handle out) {
-        return w->step(as_array(x_t, w->name + ".step", "x_t"), states, out);
+        return w->step(as_array(x_t, w->step_name, "x_t"), states, out);
       },
       py::arg("weights"), py::arg("x_t"), py::arg("states") = py::none(), py::arg("out") = py::none());
 

@@ -127,7 +127,11 @@ class Worker:
     def __init__(self, peer: str, threads: int, isa: str | None = None) -> None:
         self.peer = peer
         processors = sorted(os.sched_getaffinity(0))[:threads]
-        environment = {**os.environ, **dict.fromkeys(LIBRARY_THREADS, str(threads))}
+        environment = {
+            **os.environ,
+            **PEERS[peer].environment,
+            **dict.fromkeys(LIBRARY_THREADS, str(threads)),
+        }
         if isa is not None:
             environment["FASTRNN_ISA"] = isa
         call = f"from fastrnn.benchmark.worker import serve; serve({peer!r}, {threads}, {os.getpid()})"
