@@ -367,8 +367,10 @@ class BackwardRows {
     for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
       dsums_[s] = arena.take<T>(chunk_rows_ * decltype(stage)::accumulators * Blocks<T, 1>{H_}.padded());
       operand_columns_[s] = arena.take<T>(ceil_div(H_, kTileRows) * kTileRows * chunk_rows_);
-      input_runs_[s] = arena.take<Run<T>>(run_count<decltype(stage)>());
-      recurrent_runs_[s] = arena.take<Run<T>>(run_count<decltype(stage)>());
+      input_runs_[s].run = arena.take<Run<T>>(most_runs<decltype(stage)>());
+      recurrent_runs_[s].run = arena.take<Run<T>>(most_runs<decltype(stage)>());
+      input_runs_[s].count = arena.take<Index>(1);
+      recurrent_runs_[s].count = arena.take<Index>(1);
     });
   }
 
@@ -435,9 +437,9 @@ class BackwardRows {
             for_row_tiles(rows, [&](Index b, Index height) {
               T* row[kTileRows];
               row_pointers(row, to + b * d_stride_ + first, d_stride_);
-              multiply_runs<decltype(vector), vectors()>(recurrent_runs_[s], run_count<S>(), chunk.row(t, b), height,
-                                                         panels_.recurrent[s] + first * S::gates * H_, row,
-                                                         columns.valid(block), S::operand == kHidden);
+              multiply_runs<decltype(vector), vectors()>(
+                  recurrent_runs_[s].run, *recurrent_runs_[s].count, chunk.row(t, b), height,
+                  panels_.recurrent[s] + first * S::gates * H_, row, columns.valid(block), S::operand == kHidden);
             });
           });
           if (!(go_on = team.proceed(rows.size() * S::gates * H_ * columns.width(block)))) return;
@@ -510,20 +512,32 @@ class BackwardRows {
     }
   }
 
-  /// The gradients of the sums as left side of a product with WT (input) or UT: per block of units and gate, the units.
+  /// The gradients of the sums as left side of a product with WT (input) or UT: per block of units and gate, the units;
+  /// gates whose units lie next to each other in one run.
+  struct RunList {
+    Run<T>* run;  ///< in the workspace, where the threads of a team share it
+    Index* count;
+  };
   template <class S>
-  Index run_count() const {
+  Index most_runs() const {
     return UnitBlocks<S, T>{H_}.count() * S::gates;
   }
   template <class S>
-  void list_runs(int s, bool input, Run<T>* run) const {
+  void list_runs(int s, bool input, const RunList& list) const {
     const UnitBlocks<S, T> blocks{H_};
+    Index count = 0;
     for (Index block = 0; block < blocks.count(); ++block) {
       const Index width = blocks.width(block);
-      for (int g = 0; g < S::gates; ++g, ++run)
-        *run = {dsums<S>(s, block, 0) + (input ? g : S::recurrent_sum(g)) * width, S::accumulators * width,
-                blocks.valid(block)};
+      for (int g = 0; g < S::gates; ++g) {
+        const T* const first = dsums<S>(s, block, 0) + (input ? g : S::recurrent_sum(g)) * width;
+        Run<T>* const last = list.run + count - 1;
+        if (g > 0 && last->first + last->depth == first)
+          last->depth += blocks.valid(block);
+        else
+          list.run[count++] = {first, S::accumulators * width, blocks.valid(block)};
+      }
     }
+    *list.count = count;
   }
 
   /// Row r of a matrix [chunk_rows, n] into columns, kTileRows at a time: `[n / kTileRows][chunk row][kTileRows]`.
@@ -566,7 +580,7 @@ class BackwardRows {
         for_each_stage(typename Cell::Stages{}, [&](auto stage, int s) {
           using S = decltype(stage);
           outputs.with_vectors(block, [&](auto vector, auto vectors) {
-            multiply_runs<decltype(vector), vectors()>(input_runs_[s], run_count<S>(), r, height,
+            multiply_runs<decltype(vector), vectors()>(input_runs_[s].run, *input_runs_[s].count, r, height,
                                                        panels_.kernel[s] + first * S::gates * H_, row,
                                                        outputs.valid(block), s > 0);
           });
@@ -584,31 +598,35 @@ class BackwardRows {
     const UnitBlocks<S, T> blocks{H_};
     const Index tiles = ceil_div(depth, kTileRows);
     const Range mine = part(blocks.count() * tiles, team.index, team.size);
-    for (Index item = mine.begin; item < mine.end; ++item) {
-      const Index block = item / tiles, i = item % tiles * kTileRows;
+    for (Index item = mine.begin; item < mine.end;) {
+      const Index block = item / tiles, end = smaller(mine.end, (block + 1) * tiles);
       const Index vectors = blocks.used(block), lanes = blocks.width(block) / vectors;
       OuterProduct<T> product;
-      product.left = (input ? x_columns_ : operand_columns_[s]) + i * chunk_rows_;
       product.right = dsums<S>(s, block, 0);
       product.right_step = S::accumulators * blocks.width(block);
       product.depth = chunk.size();
-      product.to = (input ? gradients_.kernel : gradients_.recurrent) + i * G_ * H_;
       product.to_stride = G_ * H_;
-      product.rows = smaller(kTileRows, depth - i);
       product.vectors = S::gates * vectors;
-      for (Index v = 0; v < product.vectors; ++v) {
-        const int g = static_cast<int>(v / vectors);
-        const Index n = v % vectors, unit = blocks.first(block) + n * lanes;
-        product.right_offset[v] = ((input ? g : S::recurrent_sum(g)) * vectors + n) * lanes;
-        product.to_offset[v] = (S::first_gate + g) * H_ + unit;
-        product.lanes[v] = H_ - unit;
-      }
       product.add = chunk.add;
-      if (blocks.is_half(block))
-        product.template run<HalfVec<T>>();
-      else
-        product.template run<Vec<T>>();
-      if (!team.proceed(chunk.size() * kTileRows * S::gates * blocks.width(block))) return false;
+      Index v = 0;
+      for (int g = 0; g < S::gates; ++g)
+        for (Index n = 0; n < vectors; ++n, ++v) {
+          const Index unit = blocks.first(block) + n * lanes;
+          product.right_offset[v] = ((input ? g : S::recurrent_sum(g)) * vectors + n) * lanes;
+          product.to_offset[v] = (S::first_gate + g) * H_ + unit;
+          product.lanes[v] = H_ - unit;
+        }
+      for (; item < end; ++item) {
+        const Index i = (item - block * tiles) * kTileRows;
+        product.left = (input ? x_columns_ : operand_columns_[s]) + i * chunk_rows_;
+        product.to = (input ? gradients_.kernel : gradients_.recurrent) + i * G_ * H_;
+        product.rows = smaller(kTileRows, depth - i);
+        if (blocks.is_half(block))
+          product.template run<HalfVec<T>>();
+        else
+          product.template run<Vec<T>>();
+        if (!team.proceed(chunk.size() * kTileRows * S::gates * blocks.width(block))) return false;
+      }
     }
     return true;
   }
@@ -645,8 +663,8 @@ class BackwardRows {
   T* x_columns_;
   T* operand_columns_[stages];
   T* dsums_[stages];
-  Run<T>* input_runs_[stages];
-  Run<T>* recurrent_runs_[stages];
+  RunList input_runs_[stages];
+  RunList recurrent_runs_[stages];
   WeightGradients<T> gradients_;
   bool by_units_;
 };
