@@ -281,7 +281,11 @@ def test_a_step_into_arrays_of_the_caller_gives_the_same_bits(isa, dtype, cell):
         ([np.zeros((3, 5), "f4"), None], TypeError, r"out\[1\] must be .*array, got NoneType"),
         ([np.zeros((3, 5), "f4"), np.zeros((3, 5))], TypeError, r"out\[1\] must be float32 .* got float64"),
         ([np.zeros((5, 3), "f4"), np.zeros((3, 5), "f4")], ValueError, r"out\[0\] must have shape \(3, 5\)"),
-        ([np.zeros((5, 3), "f4").T, np.zeros((3, 5), "f4")], ValueError, r"out\[0\] .* not contiguous; make one"),
+        (
+            [np.zeros((5, 3), "f4").T, np.zeros((3, 5), "f4")],
+            ValueError,
+            r"out\[0\] .* not contiguous; make one",
+        ),
         ([np.frombuffer(bytes(60), "f4").reshape(3, 5)] * 2, ValueError, r"out\[0\] .* read-only; make one"),
         ([np.zeros((3, 5), "f4")] * 2, ValueError, r"out\[0\] and out\[1\] must not share memory"),
     ],

@@ -163,7 +163,7 @@ class Fastrnn(Peer):
         def train() -> Any:
             y, tapes = x, []
             for cells in weights:
-                outputs = []
+                outputs: list[Any] = []
                 for direction, cell in enumerate(cells):
                     packed = functional.Weights(name, *cell)
                     output, tape = functional.run_forward(
