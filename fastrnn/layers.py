@@ -252,7 +252,8 @@ class _Recurrent:
             x_t: floating array [B, I].
             states: what the step before returned, [h] or for LSTM [h, c], arrays [B, H]; None: zeros.
             out: [h] or for LSTM [h, c], contiguous arrays [B, H] of the layer's dtype that the new states are
-                written to, instead of new ones; they may be the arrays in `states`.
+                written to, instead of new ones, a list also where there is one state; they may be the arrays in
+                `states`.
 
         Returns:
             (y_t, states): the output [B, H], and the states to hand to the next step. With `out` y_t is

@@ -64,7 +64,8 @@ def release_memory() -> None:
 
     Results, tapes, packed weights and workspaces of 256 KiB and more are kept when they are no longer in use, at
     most 1 GiB in all, because a training step asks for the same sizes again. The system may take kept
-    memory by itself when it runs short.
+    memory by itself when it runs short. (Results of that size are views of such memory: NumPy says that they
+    don't own their data, and can't resize them in place.)
 
     >>> import fastrnn
     >>> fastrnn.release_memory()

@@ -128,8 +128,10 @@ def test_limits_are_measured(isa, dtype, threads, monkeypatch):
     [
         (("speed", "float32", 1), "limit must be flops, bandwidth, barrier or activation, got speed"),
         (("flops", "int8", 1), "dtype must be float32 or float64, got int8"),
-        (("flops", "float32", 0), "threads and bytes must be at least 1"),
-        (("bandwidth", "float32", 1, 0), "threads and bytes must be at least 1"),
+        (("flops", "float32", 0), "threads must be from 1 to 1024, and bytes at least 1"),
+        (("flops", "float32", 2000), "threads must be from 1 to 1024, and bytes at least 1"),
+        (("bandwidth", "float32", 8, 2**61), "the sizes of this call exceed the address space"),
+        (("bandwidth", "float32", 1, 0), "threads must be from 1 to 1024, and bytes at least 1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, message):

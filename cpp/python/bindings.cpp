@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <sstream>
@@ -157,9 +158,10 @@ py::array_t<T> empty(const Shape& shape, const std::string& where, const char* w
                                            .c_str());
     throw py::error_already_set();
   }
-  fastrnn::Memory* const owner = memory.release();
-  const py::capsule base(owner, [](void* p) { delete static_cast<fastrnn::Memory*>(p); });
-  return py::array_t<T>(shape, static_cast<const T*>(owner->get()), base);
+  const T* const data = static_cast<const T*>(memory->get());
+  const py::capsule base(memory.get(), [](void* p) { delete static_cast<fastrnn::Memory*>(p); });
+  memory.release();  // the capsule's from now on
+  return py::array_t<T>(shape, data, base);
 }
 
 // ---- Weights
@@ -322,9 +324,12 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     const Index B = x.shape(0);
     py::object initial[kMaxStates];
     checked_states(states_in, where, "states", B, initial);
+    fastrnn::Forward<T> call{};
+    for (int s = 0; s < traits.states; ++s)
+      call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
+    fastrnn::Memory copies[kMaxStates];
     py::array new_states[kMaxStates];
     py::object y;
-    fastrnn::Forward<T> call{};
     if (out_in.is_none()) {
       auto h = empty<T>({B, units}, where, "the output");
       call.y = h.mutable_data();
@@ -344,9 +349,13 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       for (int s = 0; s < traits.states; ++s) {
         if (overlap(x, new_states[s])) x = copied(x);
         for (int i = 0; i < traits.states; ++i)
-          if (!initial[i].is_none() && overlap(initial[i], new_states[s]) &&
-              (i == 0 || i != s || data<T>(initial[i]) != data<T>(new_states[s])))
-            initial[i] = copied(initial[i]);
+          if (!initial[i].is_none() && overlap(initial[i], new_states[s]) && !copies[i] &&
+              (i == 0 || i != s || data<T>(initial[i]) != data<T>(new_states[s]))) {
+            const Index bytes = B * units * static_cast<Index>(sizeof(T));
+            copies[i] = fastrnn::allocate(bytes);
+            std::memcpy(copies[i].get(), call.initial_state[i], static_cast<std::size_t>(bytes));
+            call.initial_state[i] = static_cast<const T*>(copies[i].get());
+          }
       }
       y = new_states[0];
     }
@@ -357,7 +366,6 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     call.x_time_stride = 0;
     py::list states(traits.states);
     for (int s = 0; s < traits.states; ++s) {
-      call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
       call.final_state[s] = static_cast<T*>(new_states[s].mutable_data());
       states[s] = new_states[s];
     }
@@ -702,7 +710,7 @@ PYBIND11_MODULE(_core, m) {
         py::call_guard<py::gil_scoped_release>());
   m.def("num_threads", &fastrnn::num_threads);
   m.def("set_num_threads", &fastrnn::set_num_threads, py::arg("n"));
-  m.def("release_memory", &fastrnn::release_memory);
+  m.def("release_memory", &fastrnn::release_memory, py::call_guard<py::gil_scoped_release>());
   m.def("compiled_isas", &fastrnn::compiled_isas);
   m.def("available_isas", &fastrnn::available_isas);
   m.def("isa", &fastrnn::isa);

@@ -272,7 +272,10 @@ void sigmoid(const T* x, T* y, std::int64_t n) {
 
 template <class T>
 double measure_limit(Limit limit, int threads, std::int64_t bytes) {
-  require(threads >= 1 && bytes >= 1, "measure_limit: threads and bytes must be at least 1");
+  constexpr int kMostThreads = 1024;
+  require(threads >= 1 && threads <= kMostThreads && bytes >= 1,
+          "measure_limit: threads must be from 1 to 1024, and bytes at least 1");
+  require_size({threads, bytes});
   require(threads == 1 || !forked, "measure_limit: a process forked from one that has loaded fastrnn has one thread");
   constexpr std::int64_t kLeast = 1 << 12;  // one block of vectors
   const Memory memory = allocate(limit == Limit::bandwidth ? threads * std::max(bytes, kLeast) : 0);

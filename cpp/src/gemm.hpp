@@ -89,9 +89,7 @@ struct Blocks {
   Index count() const { return ceil_div(whole(), vectors) + has_half(); }
   bool is_half(Index block) const { return kHalf < kWhole && block * vectors >= whole(); }
   Index first(Index block) const { return smaller(block * vectors, whole()) * kWhole; }
-  Index used(Index block) const {
-    return is_half(block) ? 1 : smaller(vectors, whole() - block * vectors);
-  }  ///< vectors
+  Index used(Index block) const { return is_half(block) ? 1 : smaller(vectors, whole() - block * vectors); }
   Index width(Index block) const { return is_half(block) ? kHalf : used(block) * kWhole; }  ///< columns and padding
   Index valid(Index block) const { return smaller(width(block), columns - first(block)); }  ///< columns
   Index padded() const { return whole() * kWhole + has_half() * kHalf; }
