@@ -145,7 +145,8 @@ CellTraits cell_traits(Cell cell) { return kIsas[0].kernels()->cell_traits(cell)
 
 Cell cell_from_name(const std::string& name) {
   std::vector<std::string> names;
-  for (Cell cell : kCells) {
+  for (int i = 0; i < kCells; ++i) {
+    const Cell cell = static_cast<Cell>(i);
     names.emplace_back(cell_traits(cell).name);
     if (name == names.back()) return cell;
   }
@@ -190,9 +191,12 @@ struct PackedWeights<T>::Impl {
   Pass pass;
   Cell cell;
   std::int64_t inputs, units;
+  Activation activations[kActivations];
   Memory memory;
 
-  PackedView<T> view() const { return {cell, inputs, units, static_cast<const T*>(memory.get())}; }
+  PackedView<T> view() const {
+    return {cell, inputs, units, static_cast<const T*>(memory.get()), {activations[0], activations[1], activations[2]}};
+  }
 };
 
 template <class T>
@@ -206,7 +210,13 @@ PackedWeights<T>::PackedWeights(const Weights<T>& w, Pass pass) {
   constexpr double kWorkPerElement = 8;  // copying a weight takes as long as so many fused multiply-adds
   const Threads threads(kWorkPerElement * double(w.inputs + w.units) * double(w.units) * traits.gates);
   table.pack(w, pass, static_cast<T*>(memory.get()), threads);
-  impl_.reset(new Impl{chosen, pass, w.cell, w.inputs, w.units, std::move(memory)});
+  impl_.reset(new Impl{chosen,
+                       pass,
+                       w.cell,
+                       w.inputs,
+                       w.units,
+                       {w.activations[0], w.activations[1], w.activations[2]},
+                       std::move(memory)});
 }
 template <class T>
 PackedWeights<T>::~PackedWeights() = default;
@@ -232,12 +242,25 @@ const char* PackedWeights<T>::isa() const {
 }
 
 template <class T>
+int tape_slots(const PackedWeights<T>& weights, const Call<T>& call) {
+  const auto& w = weights.impl();
+  return table_of<T>(w.kernels).tape_slots(w.view(), call);
+}
+
+/// What both passes ask of what they share.
+template <class T>
+void require_call(const PackedWeights<T>& weights, const Call<T>& call, bool keeps_all) {
+  const auto& w = weights.impl();
+  require(call.batch >= 0 && call.time >= 0, "batch and time must not be negative");
+  require(call.x || call.batch == 0 || call.time == 0 || w.inputs == 0, "x must not be null");
+  require_size({call.batch, w.units, tape_slots(weights, call), keeps_all ? call.time : 1, sizeof(T)});
+}
+
+template <class T>
 bool forward(const PackedWeights<T>& weights, const Forward<T>& call) {
   const auto& w = weights.impl();
   require(w.pass == Pass::forward, "forward takes weights packed for Pass::forward");
-  require(call.batch >= 0 && call.time >= 0, "batch and time must not be negative");
-  require(call.x || call.batch == 0 || call.time == 0 || w.inputs == 0, "x must not be null");
-  require_size({call.batch, w.units, cell_traits(w.cell).tape_slots, call.tape ? call.time : 1, sizeof(T)});
+  require_call(weights, call, call.tape);
   const KernelTable<T>& table = table_of<T>(w.kernels);
   const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates));
   const Memory workspace = allocate(table.forward_workspace(w.view(), call, threads));
@@ -248,13 +271,11 @@ template <class T>
 bool backward(const PackedWeights<T>& weights, const Backward<T>& call) {
   const auto& w = weights.impl();
   require(w.pass == Pass::backward, "backward takes weights packed for Pass::backward");
-  require(call.batch >= 0 && call.time >= 0, "batch and time must not be negative");
-  const bool empty = call.batch == 0 || call.time == 0;
-  require(empty || call.tape, "tape must not be null");
-  require(empty || call.x || w.inputs == 0, "x must not be null");
+  require_call(weights, call, true);
+  require(call.batch == 0 || call.time == 0 || call.tape, "tape must not be null");
   require(call.dkernel || w.inputs == 0, "dkernel must not be null");
-  require(call.drecurrent_kernel, "drecurrent_kernel must not be null");
-  require_size({call.batch, w.units, cell_traits(w.cell).tape_slots, call.time, sizeof(T)});
+  require(call.drecurrent_kernel || w.cell == Cell::indrnn, "drecurrent_kernel must not be null");
+  require(call.dparameters || cell_traits(w.cell).parameters == 0, "dparameters must not be null");
   const KernelTable<T>& table = table_of<T>(w.kernels);
   const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates));
   const Memory workspace = allocate(table.backward_workspace(w.view(), call, threads));
@@ -284,6 +305,7 @@ double measure_limit(Limit limit, int threads, std::int64_t bytes) {
 
 #define FASTRNN_INSTANTIATE(T)                                            \
   template class PackedWeights<T>;                                        \
+  template int tape_slots<T>(const PackedWeights<T>&, const Call<T>&);    \
   template bool forward<T>(const PackedWeights<T>&, const Forward<T>&);   \
   template bool backward<T>(const PackedWeights<T>&, const Backward<T>&); \
   template void tanh<T>(const T*, T*, std::int64_t);                      \

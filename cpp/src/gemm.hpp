@@ -49,26 +49,32 @@ FASTRNN_INLINE void for_row_tiles(Range rows, F&& f) {
   }
 }
 
-/// acc[m][Sum::of(v)] += row[m][k * row_step] * column[v][k * column_step …] for all m, v and k ascending over [0,
-/// depth).
+/// acc[m][Sum::of(v)] += row[m][Sum::left(v) * left_step + k * row_step] * column[v][k * column_step …] for all m, v
+/// and k ascending over [0, depth).
 template <class Sum, class T, class V, int M, int A, int N>
-FASTRNN_INLINE void multiply_add(V (&acc)[M][A], const T* const (&row)[M], Index row_step, const T* const (&column)[N],
-                                 Index column_step, Index depth) {
+FASTRNN_INLINE void multiply_add(V (&acc)[M][A], const T* const (&row)[M], Index row_step, Index left_step,
+                                 const T* const (&column)[N], Index column_step, Index depth) {
   for (Index k = 0; k < depth; ++k) {
     V right[N];
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) right[v] = load<V>(column[v] + k * column_step);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const V left = broadcast<V>(row[m][k * row_step]);
+      V left = zero<V>();
 #pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) acc[m][Sum::of(v)] = fma(left, right[v], acc[m][Sum::of(v)]);
+      for (int v = 0; v < N; ++v) {
+        if (v == 0 || Sum::left(v) != Sum::left(v - 1))
+          left = broadcast<V>(row[m][Sum::left(v) * left_step + k * row_step]);
+        acc[m][Sum::of(v)] = fma(left, right[v], acc[m][Sum::of(v)]);
+      }
     }
   }
 }
 
+/// Every vector has a sum of its own, all have one left side.
 struct Same {
   static constexpr int of(int v) { return v; }
+  static constexpr int left(int) { return 0; }
 };
 
 /// Rows a fixed distance apart.
@@ -77,63 +83,77 @@ FASTRNN_INLINE void row_pointers(T* (&rows)[M], T* first, Index stride) {
   for (int m = 0; m < M; ++m) rows[m] = first + m * stride;
 }
 
-/// How n columns are cut into blocks of `vectors` vectors each. The last block may have fewer; where half a vector
-/// holds what is left over, the last block is one of those.
-template <class T, int vectors>
+/// How columns are cut into blocks of `vectors` <= kTileVectors vectors each. The last block may have fewer; where half
+/// a vector holds what is left over, the last block is one of those.
+template <class T>
 struct Blocks {
   static constexpr Index kWhole = kLanes<Vec<T>>, kHalf = kLanes<HalfVec<T>>;
-  Index columns;
+  Index columns, vectors = 1;
 
   bool has_half() const { return kHalf < kWhole && columns % kWhole > 0 && columns % kWhole <= kHalf; }
   Index whole() const { return ceil_div(columns - has_half() * (columns % kWhole), kWhole); }  ///< whole vectors
   Index count() const { return ceil_div(whole(), vectors) + has_half(); }
   bool is_half(Index block) const { return kHalf < kWhole && block * vectors >= whole(); }
   Index first(Index block) const { return smaller(block * vectors, whole()) * kWhole; }
+  /// How many vectors a block has.
   Index used(Index block) const { return is_half(block) ? 1 : smaller(vectors, whole() - block * vectors); }
   Index width(Index block) const { return is_half(block) ? kHalf : used(block) * kWhole; }  ///< columns and padding
   Index valid(Index block) const { return smaller(width(block), columns - first(block)); }  ///< columns
   Index padded() const { return whole() * kWhole + has_half() * kHalf; }
-
-  /// f(V(), std::integral_constant<int, N>()) with the type and the number of the block's vectors.
-  template <class F>
-  FASTRNN_INLINE void with_vectors(Index block, F&& f) const {
-    if constexpr (kHalf < kWhole)
-      if (is_half(block)) return f(HalfVec<T>(), std::integral_constant<int, 1>());
-    with_constant<vectors>(used(block), [&](auto n) { f(Vec<T>(), n); });
-  }
 };
+
+/// f(V(), std::integral_constant<int, N>()) with the type and the number of a block's vectors.
+template <class T, int Max, class F>
+FASTRNN_INLINE void with_vectors(bool half, Index vectors, F&& f) {
+  if constexpr (kLanes<HalfVec<T>> < kLanes<Vec<T>>)
+    if (half) return f(HalfVec<T>(), std::integral_constant<int, 1>());
+  with_constant<Max>(vectors, [&](auto n) { f(Vec<T>(), n); });
+}
 
 /// Columns of a product whose right side is a transposed weight matrix.
 template <class T>
-using OutputBlocks = Blocks<T, kTileVectors>;
+Blocks<T> output_blocks(Index columns) {
+  return {columns, kTileVectors};
+}
 
-/// A piece of the left side of a product: `depth` values of each row, row r at first + r * stride.
+/// A piece of the left side of a product: `depth` values of each row, row r at first + r * stride, to be multiplied by
+/// the rows of a panel from `panel_row` on.
 template <class T>
 struct Run {
   const T* first;
-  Index stride, depth;
+  Index stride, depth, panel_row;
 };
 
-/// to[m][c] (+)= the runs of row `row` + m, one after the other, times the panel [k][vector][lane] of N vectors V; for
-/// `rows` <= kTileRows rows and `columns` of the panel's columns.
+/// to[m][first + c] (+)= the runs of row `row` + m, one after the other, times the panel [k][vector][lane] of N vectors
+/// V; for `rows` rows and `columns` of the panel's columns. With factors: (+)= factor[m][first + c] times that.
 template <class V, int N, class T>
-void multiply_runs(const Run<T>* runs, Index count, Index row, Index rows, const T* panel, T* const* to, Index columns,
-                   bool add) {
+__attribute__((noinline)) void multiply_runs(const Run<T>* runs, Index count, Index row, Index rows, const T* panel,
+                                             T* const* to, Index first, Index columns, bool add,
+                                             const T* const* factor = nullptr) {
   constexpr int L = kLanes<V>;
-  with_constant<kTileRows>(rows, [&](auto height) {
-    constexpr int M = height();
-    V acc[M][N];
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < N; ++n) acc[m][n] = add ? load<V>(to[m] + n * L, columns - n * L) : zero<V>();
-    const T *left[M], *right[N];
-    for (const Run<T>* run = runs; run < runs + count; ++run) {
-      row_pointers(left, run->first + row * run->stride, run->stride);
-      row_pointers(right, panel, L);
-      multiply_add<Same>(acc, left, 1, right, N * L, run->depth);
-      panel += run->depth * N * L;
-    }
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < N; ++n) store(to[m] + n * L, acc[m][n], columns - n * L);
+  for_row_tiles({0, rows}, [&](Index r, Index tile_rows) {
+    with_constant<kTileRows>(tile_rows, [&](auto height) {
+      constexpr int M = height();
+      V acc[M][N];
+      T* out[M];
+      for (int m = 0; m < M; ++m) out[m] = to[r + m] + first;
+      for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) acc[m][n] = add && !factor ? load<V>(out[m] + n * L, columns - n * L) : zero<V>();
+      const T *left[M], *right[N];
+      for (const Run<T>* run = runs; run < runs + count; ++run) {
+        row_pointers(left, run->first + (row + r) * run->stride, run->stride);
+        row_pointers(right, panel + run->panel_row * N * L, L);
+        multiply_add<Same>(acc, left, 1, 0, right, N * L, run->depth);
+      }
+      if (factor)
+        for (int m = 0; m < M; ++m)
+          for (int n = 0; n < N; ++n) {
+            const V product = mul(load<V>(factor[r + m] + first + n * L, columns - n * L), acc[m][n]);
+            acc[m][n] = add ? fastrnn::FASTRNN_ISA::add(load<V>(out[m] + n * L, columns - n * L), product) : product;
+          }
+      for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) store(out[m] + n * L, acc[m][n], columns - n * L);
+    });
   });
 }
 
@@ -166,7 +186,7 @@ struct OuterProduct {
             for (int v = 0; v < N; ++v) __builtin_prefetch(to + (m + kTileRows) * to_stride + to_offset[v], 1, 2);
         row_pointers(l, left, 1);
         for (int v = 0; v < N; ++v) r[v] = right + right_offset[v];
-        multiply_add<Same>(acc, l, kTileRows, r, right_step, depth);
+        multiply_add<Same>(acc, l, kTileRows, 0, r, right_step, depth);
         for (int m = 0; m < M; ++m)
           for (int v = 0; v < N; ++v) store(to + m * to_stride + to_offset[v], acc[m][v], lanes[v]);
       });

@@ -1,9 +1,10 @@
 // All kernels for one instruction set. Compiled once for each, with FASTRNN_ISA its name, the compiler's flags for it
 // and Eigen's namespace renamed after it, so that no two of these objects share a symbol but the one function they
 // export.
+#include "backward.hpp"
 #include "cells/list.hpp"
+#include "forward.hpp"
 #include "limits.hpp"
-#include "sequence.hpp"
 
 #define FASTRNN_STRING_OF(x) #x
 #define FASTRNN_STRING(x) FASTRNN_STRING_OF(x)
@@ -12,42 +13,31 @@ namespace fastrnn {
 namespace FASTRNN_ISA {
 namespace {
 
-/// Call f(CellStruct{}) for the cell.
-template <class F>
-auto with_cell(Cell cell, F&& f) {
-  switch (cell) {
-#define FASTRNN_CASE(name, Struct) \
-  case Cell::name:                 \
-    return f(Struct{});
-    FASTRNN_FOR_EACH_CELL(FASTRNN_CASE)
-#undef FASTRNN_CASE
-  }
-  __builtin_unreachable();
+CellTraits traits(Cell cell) { return cell_info<float>(cell, true).traits; }
+
+template <class T>
+int tape_slots(const PackedView<T>& weights, const Call<T>& call) {
+  return cell_info(weights, call).traits.tape_slots;
 }
 
-CellTraits traits(Cell cell) {
-  return with_cell(cell, [](auto c) { return decltype(c)::traits; });
-}
-
-template <template <class, class> class Pass_, class T, class Call>
+template <template <class> class Pass_, class T, class Call>
 Index workspace(const PackedView<T>& weights, const Call& call, int threads) {
-  return with_cell(weights.cell,
-                   [&](auto c) { return Pass_<decltype(c), T>(weights, call, threads, nullptr).workspace(); });
+  return Pass_<T>(weights, call, threads, nullptr).workspace();
 }
 
-template <template <class, class> class Pass_, class T, class Call>
+template <template <class> class Pass_, class T, class Call>
 bool run(const PackedView<T>& weights, const Call& call, int threads, void* memory) {
-  return with_cell(weights.cell, [&](auto c) { return Pass_<decltype(c), T>(weights, call, threads, memory).run(); });
+  return Pass_<T>(weights, call, threads, memory).run();
 }
 
 template <class T>
 Index packed_size(Cell cell, Pass pass, Index inputs, Index units) {
-  return with_cell(cell, [&](auto c) { return Panels<decltype(c), T>(pass, inputs, units, nullptr).size; });
+  return Panels<T>(cell_info<T>(cell, true), pass, inputs, units, nullptr).size;
 }
 
 template <class T>
 void pack_weights(const Weights<T>& weights, Pass pass, T* packed, int threads) {
-  with_cell(weights.cell, [&](auto c) { pack<decltype(c), T>(weights, pass, packed, threads); });
+  pack(cell_info<T>(weights.cell, true), weights, pass, packed, threads);
 }
 
 template <class T, class F>
@@ -58,7 +48,8 @@ void map(const T* x, T* y, Index n, F f) {
 
 template <class T>
 constexpr KernelTable<T> table() {
-  return {packed_size<T>,
+  return {tape_slots<T>,
+          packed_size<T>,
           pack_weights<T>,
           workspace<ForwardPass, T, Forward<T>>,
           workspace<BackwardPass, T, Backward<T>>,

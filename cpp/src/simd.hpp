@@ -291,6 +291,21 @@ FASTRNN_INLINE void store(Scalar<V>* p, const V& v, First<std::enable_if_t<true,
   store_first(p, v, n);
 }
 
+/// f on every lane, for functions that no vector code is worth.
+template <class V, class F>
+FASTRNN_INLINE V map_lanes(const V& v, F&& f) {
+  if constexpr (VectorTraits<V>::is_group) {
+    V result;
+    for (std::size_t r = 0; r < sizeof v.v / sizeof v.v[0]; ++r) result.v[r] = map_lanes(v.v[r], f);
+    return result;
+  } else {
+    alignas(64) Scalar<V> lane[kLanes<V>];
+    store(lane, v);
+    for (Scalar<V>& x : lane) x = f(x);
+    return load<V>(lane);
+  }
+}
+
 /// As many vectors as each has lanes, and their transposition in place.
 template <class V>
 using TransposableBlock = ei::PacketBlock<V, kLanes<V>>;
@@ -382,14 +397,20 @@ FASTRNN_INLINE void exp_parts(const V& y, V& scale, V& p) {
   scale = shift_left<C::mantissa_bits>(shifted);
 }
 
+/// e^y for y <= 0, down to denormals. NaN stays NaN.
+template <class V>
+FASTRNN_INLINE V exp_negative(const V& y) {
+  using C = ExpConstants<Scalar<V>>;
+  V scale, p;
+  exp_parts<C::scale_bits>(max_or_nan(broadcast<V>(C::lowest), y), scale, p);
+  return mul(fma(scale, p, scale), broadcast<V>(C::unscale));
+}
+
 /// sigmoid x = 1 - w for x >= 0 and e - e w for x < 0, with e = e^-|x| and w = e / (1 + e): one rounding less on the
 /// way than 1 / (1 + e^-x). NaN stays NaN.
 template <class V>
 FASTRNN_INLINE V sigmoid(const V& x) {
-  using C = ExpConstants<Scalar<V>>;
-  V scale, p;
-  exp_parts<C::scale_bits>(max_or_nan(broadcast<V>(C::lowest), negative_abs(x)), scale, p);
-  const V e = mul(fma(scale, p, scale), broadcast<V>(C::unscale));  // down to denormals
+  const V e = exp_negative(negative_abs(x));
   const V one = broadcast<V>(Scalar<V>(1));
   const V base = if_negative(x, e, one);
   return fma(negate(base), div(e, add(one, e)), base);

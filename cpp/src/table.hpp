@@ -12,10 +12,12 @@ struct PackedView {
   Cell cell;
   std::int64_t inputs, units;
   const T* data;  ///< 64-byte aligned
+  Activation activations[kActivations];
 };
 
 template <class T>
 struct KernelTable {
+  int (*tape_slots)(const PackedView<T>& weights, const Call<T>& call);
   std::int64_t (*packed_size)(Cell cell, Pass pass, std::int64_t inputs, std::int64_t units);  ///< in bytes
   void (*pack)(const Weights<T>& weights, Pass pass, T* packed, int threads);
   /// Bytes of workspace that a call needs with so many threads.

@@ -42,8 +42,8 @@ struct Problem {
   Cell cell;
   Index B, steps, I, H, G;
   CellTraits traits;
-  std::vector<T> x, kernel, recurrent, bias, initial[kMaxStates], dy, dfinal[kMaxStates];
-  std::vector<T> y, final_state[kMaxStates], tape, dx, dkernel, drecurrent, dbias, dinitial[kMaxStates];
+  std::vector<T> x, kernel, recurrent, bias, parameters, initial[kMaxStates], dy, dfinal[kMaxStates];
+  std::vector<T> y, final_state[kMaxStates], tape, dx, dkernel, drecurrent, dbias, dparameters, dinitial[kMaxStates];
 
   Problem(Cell cell, Index B, Index steps, Index I, Index H)
       : cell(cell), B(B), steps(steps), I(I), H(H), G(cell_traits(cell).gates), traits(cell_traits(cell)) {
@@ -58,6 +58,7 @@ struct Problem {
     kernel = random(I * G * H, 1 / std::sqrt(I + 1.0));
     recurrent = random(H * G * H, 1 / std::sqrt(double(H)));
     bias = random(traits.bias_rows * G * H, 0.5);
+    parameters = random(traits.parameters * H, 0.5);
     dy = random(B * steps * H, 1);
     for (int s = 0; s < traits.states; ++s) {
       initial[s] = random(B * H, 1);
@@ -66,11 +67,18 @@ struct Problem {
   }
 
   Weights<T> weights() const {
-    return {cell, I, H, {kernel.data(), G * H, 1}, {recurrent.data(), G * H, 1}, {bias.data(), G * H, 1}};
+    return {cell,
+            I,
+            H,
+            {kernel.data(), G * H, 1},
+            {recurrent.data(), G * H, 1},
+            {bias.data(), G * H, 1},
+            {parameters.data(), H, 1}};
   }
 
   /// Rows [b0, b1), steps [t0, t1): inference into y and final_state, with a tape of its own if `keep`.
   bool run_forward(bool keep, Index b0, Index b1, Index t0, Index t1, Interrupt interrupt = {}) {
+    const PackedWeights<T> packed(weights());
     Forward<T> call{};
     call.batch = b1 - b0;
     call.time = t1 - t0;
@@ -87,11 +95,11 @@ struct Problem {
       call.final_state[s] = final_state[s].data() + b0 * H;
     }
     if (keep) {
-      tape.assign(static_cast<std::size_t>(call.time * call.batch * traits.tape_slots * H), T(0));
+      tape.assign(static_cast<std::size_t>(call.time * call.batch * tape_slots(packed, call) * H), T(0));
       call.tape = tape.data();
     }
     call.interrupt = interrupt;
-    return forward(PackedWeights<T>(weights()), call);
+    return forward(packed, call);
   }
   void run_forward(bool keep) { run_forward(keep, 0, B, 0, steps); }
 
@@ -113,9 +121,11 @@ struct Problem {
     dkernel.resize(kernel.size());
     drecurrent.resize(recurrent.size());
     dbias.resize(bias.size());
+    dparameters.resize(parameters.size());
     call.dkernel = dkernel.data();
     call.drecurrent_kernel = drecurrent.data();
     call.dbias = dbias.data();
+    call.dparameters = dparameters.data();
     for (int s = 0; s < traits.states; ++s) {
       dinitial[s].resize(initial[s].size());
       call.initial_state[s] = initial[s].data();
@@ -197,6 +207,7 @@ void gradients_equal_finite_differences(Cell cell, Sizes s) {
   compare(p.kernel, p.dkernel, "dkernel");
   compare(p.recurrent, p.drecurrent, "drecurrent");
   compare(p.bias, p.dbias, "dbias");
+  compare(p.parameters, p.dparameters, "dparameters");
   for (int i = 0; i < p.traits.states; ++i) compare(p.initial[i], p.dinitial[i], "dinitial");
 }
 
@@ -271,7 +282,8 @@ int main(int argc, char** argv) {
     return 77;
   }
   set_isa(name);
-  for (Cell cell : kCells) {
+  for (int i = 0; i < kCells; ++i) {
+    const Cell cell = static_cast<Cell>(i);
     for (const Sizes& sizes : kSizes) {
       result_does_not_depend_on_threads_or_batch_or_time_split<float>(cell, sizes);
       result_does_not_depend_on_threads_or_batch_or_time_split<double>(cell, sizes);

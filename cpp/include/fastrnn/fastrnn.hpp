@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,9 +23,20 @@ enum class Cell {
   lstm,              ///< gates i f c o; states h c
   gru,               ///< gates z r h, reset gate applied after the product (reset_after=True); bias [2, 3H]
   gru_reset_before,  ///< gates z r h, reset gate applied before the product (reset_after=False); bias [3H]
+  // LSTMs without one of the gates, or with one gate that both forgets and lets in (f = 1 - i): the columns of the gate
+  // that there is not are left out. `_peephole`: the gates see c, through the parameters, in the order i f o.
+  lstm_peephole,
+  lstm_nig,
+  lstm_nig_peephole,
+  lstm_nfg,
+  lstm_nfg_peephole,
+  lstm_nog,
+  lstm_nog_peephole,
+  lstm_cifg,
+  lstm_cifg_peephole,
+  indrnn,  ///< h = tanh(x.W + u h' + b) with u the one vector of parameters; no recurrent kernel
 };
-
-constexpr Cell kCells[] = {Cell::simple_rnn, Cell::lstm, Cell::gru, Cell::gru_reset_before};
+constexpr int kCells = static_cast<int>(Cell::indrnn) + 1;  ///< how many there are
 
 constexpr int kMaxStates = 2;
 
@@ -34,10 +46,46 @@ struct CellTraits {
   int gates;       ///< G: the kernels have G*H columns
   int states;      ///< h, or h and c
   int bias_rows;   ///< the bias has bias_rows * G*H elements
-  int tape_slots;  ///< a tape has tape_slots * H elements per time step and row; see Forward::tape
+  int parameters;  ///< P: vectors of H per-unit parameters
+  int tape_slots;  ///< of the cell's own activations; tape_slots() says it of a call
 };
 CellTraits cell_traits(Cell cell);
-Cell cell_from_name(const std::string& name);  ///< "simple_rnn", "lstm", "gru", "gru_reset_before"
+Cell cell_from_name(const std::string& name);  ///< "simple_rnn", "lstm" …
+
+/// An activation: a formula in two parameters, on sums that are clipped to [-clip, clip] before. The formulas are those
+/// of Python's fastrnn.activations, in the same order.
+enum class ActivationKind {
+  tanh,
+  sigmoid,
+  affine,
+  hard_tanh,
+  leaky_relu,
+  hard_sigmoid,
+  softsign,
+  softplus,
+  log_sigmoid,
+  elu,
+  celu,
+  exponential,
+  silu,
+  gelu,
+  mish,
+  hard_silu,
+  tanh_shrink,
+  scaled_tanh,
+  thresholded_relu,
+  soft_shrink,
+  hard_shrink,
+  squareplus,
+  sparse_plus
+};
+constexpr int kActivationKinds = static_cast<int>(ActivationKind::sparse_plus) + 1;
+struct Activation {
+  ActivationKind kind;
+  double alpha = 0, beta = 0;
+  double clip = std::numeric_limits<double>::infinity();
+};
+constexpr int kActivations = 3;
 
 /// A matrix that is read: element (r, c) is data[r * row_stride + c * column_stride].
 template <class T>
@@ -54,6 +102,10 @@ struct Weights {
   MatrixView<T> kernel;            ///< W [I, G*H]
   MatrixView<T> recurrent_kernel;  ///< U [H, G*H]
   MatrixView<T> bias;              ///< b [bias_rows, G*H]; data null: no bias
+  MatrixView<T> parameters{};      ///< [P, H]
+  /// Of the gates, of the candidate, and (lstm) of c on its way to h. Other than these run in the general kernels,
+  /// which take longer for small layers.
+  Activation activations[kActivations] = {{ActivationKind::sigmoid}, {ActivationKind::tanh}, {ActivationKind::tanh}};
 };
 
 enum class Pass { forward, backward };
@@ -101,41 +153,58 @@ struct Interrupt {
   void* context = nullptr;
 };
 
-/// One forward pass over [B, T, I]. Process a sequence backwards with x at the last step and a negative x_time_stride.
+/// What the passes over [B, T, I] have in common. Process a sequence backwards with x (and the mask) at the last step
+/// and negative time strides.
 template <class T>
-struct Forward {
+struct Call {
   std::int64_t batch, time;
   const T* x;  ///< read [B, T, I]
   std::int64_t x_batch_stride, x_time_stride;
   const T* initial_state[kMaxStates] = {};  ///< read [B, H] each; null: zeros
-  T* y = nullptr;                           ///< written [B, T, H], h of every step; null: not wanted
-  std::int64_t y_batch_stride = 0, y_time_stride = 0;
-  T* final_state[kMaxStates] = {};  ///< written [B, H] each; null: not wanted; may not alias initial_state
-  /// Written [B, T, tape_slots, H], for backward; null: inference. The slots are the cell's gate values, then its
-  /// states (lstm: i f c~ o h c; gru: z r n, recurrent part of n, h; gru_reset_before: z r r*h' n h; simple_rnn: h).
-  T* tape = nullptr;
+  /// Read [B, T]; null: all true. Where it is 0 the step is left out for that row: x is not read, the states stay, and
+  /// y repeats what it was the step before (zeros before the first step), or is zero if masked_output_is_zero.
+  const std::uint8_t* mask = nullptr;
+  std::int64_t mask_batch_stride = 0, mask_time_stride = 0;
+  bool masked_output_is_zero = false;
+  /// Factors of x, read [B, G, I], and of what the recurrent kernel multiplies, read [B, G, H], for the product of each
+  /// gate, the same at every step (dropout); null: none.
+  const T* input_factors = nullptr;
+  const T* recurrent_factors = nullptr;
   Interrupt interrupt;
 };
 
-/// The gradient of one forward pass, given its inputs and its tape. Everything written is overwritten, not accumulated.
+/// One forward pass.
 template <class T>
-struct Backward {
-  std::int64_t batch, time;
-  const T* x;  ///< read [B, T, I], as in the forward pass
-  std::int64_t x_batch_stride, x_time_stride;
-  const T* initial_state[kMaxStates] = {};  ///< read, as in the forward pass
-  const T* tape;                            ///< read [B, T, tape_slots, H]
-  const T* dy = nullptr;                    ///< read [B, T, H]: gradient of y; null: zeros
+struct Forward : Call<T> {
+  T* y = nullptr;  ///< written [B, T, H], h of every step; null: not wanted
+  std::int64_t y_batch_stride = 0, y_time_stride = 0;
+  T* final_state[kMaxStates] = {};  ///< written [B, H] each; null: not wanted; may not alias initial_state
+  /// Written [B, T, tape_slots(), H], for backward; null: inference. The slots are the cell's gate values (or the sums
+  /// that they are made of), then its states (lstm: i f c~ o h c; gru: z r n, recurrent part of n, h; gru_reset_before:
+  /// z r r*h' n h; simple_rnn: h). With a mask, rows and steps are in the order in which they are computed.
+  T* tape = nullptr;
+};
+
+/// The gradient of one forward pass, given what that was given, and its tape. Everything written is overwritten, not
+/// accumulated.
+template <class T>
+struct Backward : Call<T> {
+  const T* tape;          ///< read [B, T, tape_slots(), H]
+  const T* dy = nullptr;  ///< read [B, T, H]: gradient of y; null: zeros
   std::int64_t dy_batch_stride = 0, dy_time_stride = 0;
   const T* dfinal_state[kMaxStates] = {};  ///< read [B, H]: gradients of the final states; null: zeros
   T* dx = nullptr;                         ///< written [B, T, I]; null: not wanted
   std::int64_t dx_batch_stride = 0, dx_time_stride = 0;
   T* dkernel;                          ///< written [I, G*H], contiguous
-  T* drecurrent_kernel;                ///< written [H, G*H], contiguous
+  T* drecurrent_kernel;                ///< written [H, G*H], contiguous (indrnn has none)
   T* dbias = nullptr;                  ///< written [bias_rows, G*H], contiguous; null: not wanted
+  T* dparameters = nullptr;            ///< written [P, H], contiguous; null only if there are none
   T* dinitial_state[kMaxStates] = {};  ///< written [B, H] each; null: not wanted
-  Interrupt interrupt;
 };
+
+/// How many values per unit, row and step a tape of this call has.
+template <class T>
+int tape_slots(const PackedWeights<T>& weights, const Call<T>& call);
 
 /// Run one pass. False: the interrupt asked to stop.
 template <class T>

@@ -1,45 +1,54 @@
-// The contract between a cell and the time loop (sequence.hpp).
+// The contract between a cell and the time loops (forward.hpp, backward.hpp).
 //
-// A cell is a struct with
+// A cell is a struct, templated on its activations (activations.hpp), with
+//   Activations            those
 //   traits                 its CellTraits; the slots of its tape are its saved values, then its states
 //   Stages = StageList<…>  what one time step does, in order. Most cells have one stage; a second one is for cells that
 //                          need a matrix product of something computed within the step.
 //
-// A stage is a struct with
-//   first_gate, gates      the columns of the kernels that it multiplies: gates first_gate … first_gate + gates - 1
-//   accumulators           how many sums it keeps apart per unit, at most kTileVectors; sum g takes x.W of its gate g
-//   recurrent_sum(g)       the sum that takes operand.U of its gate g: g, or one that has no part of x
-//   operand                what U multiplies: kHidden, or the slot of an earlier stage
+// A stage is a struct derived from Stage<first gate, gates, apart>, which says what it multiplies, with
+//   operand                what U multiplies, if not kHidden: the slot of an earlier stage, or kNothing
+//   parameters             how many vectors of per-unit parameters it reads, if any
 //   first_slot, slots      the slots that its forward writes
-//   forward(a, slot, prev, next)
-//       a: the finished sums (bias included); slot: reads those of earlier stages, writes its own;
-//       prev: the states before the step; next: the states after it, written by the last stage
-//   backward(slot, prev, next, d, doperand, da)
+//   forward(f, p, a, slot, prev, next)
+//       f: the activations; p: the parameters; a: the finished sums (bias included); slot: reads those of earlier
+//       stages, writes its own; prev: the states before the step; next: the states after it, written by the last stage
+//   backward(f, p, slot, prev, next, d, doperand, da)
 //       slot, prev, next: as forward left them; d: in, the gradients of next; the first stage leaves there the
 //       gradients of prev but for what flows through U; doperand: the gradient of the slot that the next stage's U
-//       multiplies; da: out, the gradients of the sums
-// Both are templated on the vector type, work on whole vectors and know nothing of layout, tails or threads.
+//       multiplies; da: out, the gradients of the sums, then the step's share of those of the parameters
+// Both are templated on the vector type (a vector, or a Group of them), and know nothing of layout, tails or threads.
 #pragma once
 
-#include "../simd.hpp"
+#include "../activations.hpp"
 #include "fastrnn/fastrnn.hpp"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
 namespace {
 
-constexpr int kHidden = -1;
+constexpr int kHidden = -1, kNothing = -2;
 
-template <class... Stage>
+/// What a stage multiplies: the columns of the kernels of `gates_` gates from `first_gate_` on. It keeps a sum per gate
+/// and unit, of x.W, operand.U and the bias; for gate `apart`, operand.U has a further sum of its own, the last.
+template <int first_gate_, int gates_, int apart_ = -1>
+struct Stage {
+  static constexpr int first_gate = first_gate_, gates = gates_, apart = apart_;
+  static constexpr int accumulators = gates + (apart >= 0);
+  static constexpr int operand = kHidden, parameters = 0;
+  static constexpr int recurrent_sum(int g) { return g == apart ? gates : g; }
+};
+
+template <class... S>
 struct StageList {
-  static constexpr int count = sizeof...(Stage);
+  static constexpr int count = sizeof...(S);
 };
 
 /// f(stage, index) for every stage: first to last, or last to first.
-template <class F, class... Stage>
-FASTRNN_INLINE void for_each_stage(StageList<Stage...>, F&& f) {
+template <class F, class... S>
+FASTRNN_INLINE void for_each_stage(StageList<S...>, F&& f) {
   int index = 0;
-  (f(Stage{}, index++), ...);
+  (f(S{}, index++), ...);
 }
 template <class F>
 FASTRNN_INLINE void for_each_stage_reversed(StageList<>, F&&, int = 0) {}
@@ -47,22 +56,6 @@ template <class F, class First, class... Rest>
 FASTRNN_INLINE void for_each_stage_reversed(StageList<First, Rest...>, F&& f, int index = 0) {
   for_each_stage_reversed(StageList<Rest...>{}, f, index + 1);
   f(First{}, index);
-}
-
-template <class V>
-FASTRNN_INLINE V one() {
-  return broadcast<V>(Scalar<V>(1));
-}
-/// d times s (1 - s), the derivative of sigmoid where its value is s. Here and below the factor is finished before d
-/// comes in: an infinite d must not meet itself with the other sign.
-template <class V>
-FASTRNN_INLINE V sigmoid_gradient(const V& s, const V& d) {
-  return mul(d, fma(negate(s), s, s));
-}
-/// d times 1 - t^2, the derivative of tanh where its value is t.
-template <class V>
-FASTRNN_INLINE V tanh_gradient(const V& t, const V& d) {
-  return mul(d, fma(negate(t), t, one<V>()));
 }
 
 }  // namespace

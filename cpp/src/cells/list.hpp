@@ -1,12 +1,27 @@
-// The cells that exist: the one list that everything else reads.
+// The cells that exist: the list that everything else reads. Those of the first have fused kernels for the activations
+// that nearly everybody uses beside the general ones that all have.
 #pragma once
 
 #include "gru.hpp"
+#include "indrnn.hpp"
 #include "lstm.hpp"
 #include "simple_rnn.hpp"
 
-#define FASTRNN_FOR_EACH_CELL(DO) \
-  DO(simple_rnn, SimpleRnn)       \
-  DO(lstm, Lstm)                  \
-  DO(gru, Gru)                    \
+#define FASTRNN_FOR_EACH_FUSED_CELL(DO) \
+  DO(simple_rnn, SimpleRnn)             \
+  DO(lstm, Lstm)                        \
+  DO(gru, Gru)                          \
   DO(gru_reset_before, GruResetBefore)
+
+#define FASTRNN_FOR_EACH_CELL(DO)          \
+  FASTRNN_FOR_EACH_FUSED_CELL(DO)          \
+  DO(lstm_peephole, LstmPeephole)          \
+  DO(lstm_nig, LstmNig)                    \
+  DO(lstm_nig_peephole, LstmNigPeephole)   \
+  DO(lstm_nfg, LstmNfg)                    \
+  DO(lstm_nfg_peephole, LstmNfgPeephole)   \
+  DO(lstm_nog, LstmNog)                    \
+  DO(lstm_nog_peephole, LstmNogPeephole)   \
+  DO(lstm_cifg, LstmCifg)                  \
+  DO(lstm_cifg_peephole, LstmCifgPeephole) \
+  DO(indrnn, IndRnn)

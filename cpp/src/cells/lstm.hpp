@@ -1,4 +1,6 @@
-// Hochreiter and Schmidhuber, "Long short-term memory", 1997, with the forget gate of Gers et al., 2000.
+// Hochreiter and Schmidhuber, "Long short-term memory", 1997, with the forget gate of Gers et al., 2000, and what
+// Greff et al., "LSTM: a search space odyssey", 2017, compare it with: without one of its gates, with one gate that
+// both forgets and lets in (CIFG), with peepholes (Gers and Schmidhuber, 2000).
 #pragma once
 
 #include "cell.hpp"
@@ -7,40 +9,123 @@ namespace fastrnn {
 namespace FASTRNN_ISA {
 namespace {
 
-struct Lstm {
-  static constexpr CellTraits traits{"lstm", 4, 2, 1, 6};
-  enum Gate { I, F, G, O };  // g: the candidate, which Keras calls c
+enum class LstmGates { all, no_input, no_forget, no_output, coupled };
 
-  struct Step {
-    static constexpr int first_gate = 0, gates = 4, accumulators = 4, operand = kHidden, first_slot = 0, slots = 4;
-    static constexpr int recurrent_sum(int g) { return g; }
+template <class Functions, LstmGates kind, bool peephole>
+struct LstmCell {
+  using Activations = Functions;
+  static constexpr bool has_input = kind != LstmGates::no_input, coupled = kind == LstmGates::coupled;
+  static constexpr bool has_forget = kind != LstmGates::no_forget && !coupled;
+  static constexpr bool has_output = kind != LstmGates::no_output;
+  // The gates in the order of their columns; g: the candidate, which Keras calls c.
+  static constexpr int I = 0, F = I + has_input, G = F + has_forget, O = G + 1, gates = O + has_output;
+  // The peepholes in the order of theirs.
+  static constexpr int PI = 0, PF = PI + has_input, PO = PF + has_forget, peepholes = peephole ? PO + has_output : 0;
 
+  static constexpr const char* name() {
+    if (kind == LstmGates::no_input) return peephole ? "lstm_nig_peephole" : "lstm_nig";
+    if (kind == LstmGates::no_forget) return peephole ? "lstm_nfg_peephole" : "lstm_nfg";
+    if (kind == LstmGates::no_output) return peephole ? "lstm_nog_peephole" : "lstm_nog";
+    if (kind == LstmGates::coupled) return peephole ? "lstm_cifg_peephole" : "lstm_cifg";
+    return peephole ? "lstm_peephole" : "lstm";
+  }
+  static constexpr CellTraits traits{name(), gates, 2, 1, peepholes, gates + 2};
+
+  struct Step : Stage<0, gates> {
+    static constexpr int first_slot = 0, slots = gates, parameters = peepholes;
+
+    /// The gates' values; 1 for one that there is not.
     template <class V>
-    static FASTRNN_INLINE void forward(const V* a, V* slot, const V* prev, V* next) {
-      slot[I] = sigmoid(a[I]);
-      slot[F] = sigmoid(a[F]);
-      slot[G] = tanh(a[G]);
-      slot[O] = sigmoid(a[O]);
-      const V c = fma(slot[F], prev[1], mul(slot[I], slot[G]));
-      next[0] = mul(slot[O], tanh(c));
-      next[1] = c;
+    struct Values {
+      V i, f, g, o;
+    };
+    template <class V>
+    static FASTRNN_INLINE Values<V> values(const Functions& f, const V* slot) {
+      Values<V> v{one<V>(), one<V>(), f.state.value(slot[G]), one<V>()};
+      if constexpr (has_input) v.i = f.gate.value(slot[I]);
+      if constexpr (has_forget) v.f = f.gate.value(slot[F]);
+      if constexpr (coupled) v.f = sub(one<V>(), v.i);
+      return v;
+    }
+    template <class V>
+    static FASTRNN_INLINE V see(const V* p, int which, const V& c, const V& a) {
+      return peephole ? fma(p[which], c, a) : a;
     }
 
     template <class V>
-    static FASTRNN_INLINE void backward(const V* slot, const V* prev, const V* next, V* d, const V&, V* da) {
-      const V i = slot[I], f = slot[F], g = slot[G], o = slot[O];
-      const V tanh_c = tanh(next[1]);
-      const V dc = add(d[1], tanh_gradient(tanh_c, mul(d[0], o)));  // h = o tanh(c)
-      da[O] = sigmoid_gradient(o, mul(d[0], tanh_c));
-      da[I] = sigmoid_gradient(i, mul(dc, g));  // c = f c_prev + i g
-      da[F] = sigmoid_gradient(f, mul(dc, prev[1]));
-      da[G] = tanh_gradient(g, mul(dc, i));
+    static FASTRNN_INLINE void forward(const Functions& f, const V* p, const V* a, V* slot, const V* prev, V* next) {
+      if constexpr (has_input) slot[I] = f.gate.save(see(p, PI, prev[1], a[I]));
+      if constexpr (has_forget) slot[F] = f.gate.save(see(p, PF, prev[1], a[F]));
+      slot[G] = f.state.save(a[G]);
+      if constexpr (has_output && !peephole) slot[O] = f.gate.save(a[O]);  // while the others are on their way
+      const Values<V> v = values(f, slot);
+      const V c = fma(v.f, prev[1], mul(v.i, v.g));
+      next[1] = c;
+      next[0] = f.output.value(f.output.save(c));
+      if constexpr (has_output) {
+        if constexpr (peephole) slot[O] = f.gate.save(see(p, PO, c, a[O]));
+        next[0] = mul(f.gate.value(slot[O]), next[0]);
+      }
+    }
+
+    template <class V>
+    static FASTRNN_INLINE void backward(const Functions& f, const V* p, const V* slot, const V* prev, const V*, V* d,
+                                        const V&, V* da) {
+      Values<V> v = values(f, slot);
+      if constexpr (has_output) v.o = f.gate.value(slot[O]);
+      const V c = fma(v.f, prev[1], mul(v.i, v.g)), kept = f.output.save(c), y = f.output.value(kept);
+      V dc = add(d[1], f.output.gradient(kept, y, mul(d[0], v.o)));  // h = o y(c)
+      V* const dp = da + gates;
+      if constexpr (has_output) {
+        da[O] = f.gate.gradient(slot[O], v.o, mul(d[0], y));
+        if constexpr (peephole) {  // o = gate(a_o + p_o c)
+          dc = fma(da[O], p[PO], dc);
+          dp[PO] = mul(da[O], c);
+        }
+      }
+      da[G] = f.state.gradient(slot[G], v.g, mul(dc, v.i));  // c = f c_prev + i g
       d[0] = zero<V>();
-      d[1] = mul(dc, f);
+      d[1] = mul(dc, v.f);
+      if constexpr (has_input) {
+        const V other = coupled ? sub(v.g, prev[1]) : v.g;  // f = 1 - i
+        da[I] = f.gate.gradient(slot[I], v.i, mul(dc, other));
+        if constexpr (peephole) {  // i = gate(a_i + p_i c_prev)
+          d[1] = fma(da[I], p[PI], d[1]);
+          dp[PI] = mul(da[I], prev[1]);
+        }
+      }
+      if constexpr (has_forget) {
+        da[F] = f.gate.gradient(slot[F], v.f, mul(dc, prev[1]));
+        if constexpr (peephole) {
+          d[1] = fma(da[F], p[PF], d[1]);
+          dp[PF] = mul(da[F], prev[1]);
+        }
+      }
     }
   };
   using Stages = StageList<Step>;
 };
+
+template <class Functions>
+using Lstm = LstmCell<Functions, LstmGates::all, false>;
+template <class Functions>
+using LstmPeephole = LstmCell<Functions, LstmGates::all, true>;
+template <class Functions>
+using LstmNig = LstmCell<Functions, LstmGates::no_input, false>;
+template <class Functions>
+using LstmNigPeephole = LstmCell<Functions, LstmGates::no_input, true>;
+template <class Functions>
+using LstmNfg = LstmCell<Functions, LstmGates::no_forget, false>;
+template <class Functions>
+using LstmNfgPeephole = LstmCell<Functions, LstmGates::no_forget, true>;
+template <class Functions>
+using LstmNog = LstmCell<Functions, LstmGates::no_output, false>;
+template <class Functions>
+using LstmNogPeephole = LstmCell<Functions, LstmGates::no_output, true>;
+template <class Functions>
+using LstmCifg = LstmCell<Functions, LstmGates::coupled, false>;
+template <class Functions>
+using LstmCifgPeephole = LstmCell<Functions, LstmGates::coupled, true>;
 
 }  // namespace
 }  // namespace FASTRNN_ISA

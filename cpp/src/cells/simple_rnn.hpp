@@ -1,4 +1,4 @@
-// Elman, "Finding structure in time", 1990. Saves nothing but h.
+// Elman, "Finding structure in time", 1990. With tanh it saves nothing but h.
 #pragma once
 
 #include "cell.hpp"
@@ -7,21 +7,27 @@ namespace fastrnn {
 namespace FASTRNN_ISA {
 namespace {
 
+template <class Functions>
 struct SimpleRnn {
-  static constexpr CellTraits traits{"simple_rnn", 1, 1, 1, 1};
+  using Activations = Functions;
+  static constexpr int saved = Functions::standard ? 0 : 1;
+  static constexpr CellTraits traits{"simple_rnn", 1, 1, 1, 0, saved + 1};
 
-  struct Step {
-    static constexpr int first_gate = 0, gates = 1, accumulators = 1, operand = kHidden, first_slot = 0, slots = 0;
-    static constexpr int recurrent_sum(int g) { return g; }
+  struct Step : Stage<0, 1> {
+    static constexpr int first_slot = 0, slots = saved;
 
     template <class V>
-    static FASTRNN_INLINE void forward(const V* a, V*, const V*, V* next) {
-      next[0] = tanh(a[0]);
+    static FASTRNN_INLINE void forward(const Functions& f, const V*, const V* a, V* slot, const V*, V* next) {
+      const V kept = f.state.save(a[0]);
+      if constexpr (saved) slot[0] = kept;
+      next[0] = f.state.value(kept);
     }
 
     template <class V>
-    static FASTRNN_INLINE void backward(const V*, const V*, const V* next, V* d, const V&, V* da) {
-      da[0] = tanh_gradient(next[0], d[0]);  // h = tanh(a)
+    static FASTRNN_INLINE void backward(const Functions& f, const V*, const V* slot, const V*, const V* next, V* d,
+                                        const V&, V* da) {
+      const V kept = saved ? slot[0] : next[0];
+      da[0] = f.state.gradient(kept, f.state.value(kept), d[0]);  // h = tanh(a)
       d[0] = zero<V>();
     }
   };

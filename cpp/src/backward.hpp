@@ -1,0 +1,512 @@
+// The backward pass, generic over the cell.
+//
+//   per step     the cell turns dh into the gradients of the sums, `dsums`; dh_prev = dsums.UT
+//   per chunk    dx = dsums.WT, dW += xT.dsums, dU += h_prevT.dsums, db += dsums, while dsums is in cache
+//
+// dsums is `[block][row][sum][lane]`: the layout of a panel, so that it is the packed right side of dW and dU as it
+// stands; the gradients of parameters, row by row, are further sums. A chunk is some rows of the batch by some time
+// steps; its size does not depend on the number of threads, each element of dW, dU and db has one owner, which adds
+// over rows and steps in one fixed order: the same bits for any number of threads.
+#pragma once
+
+#include "sequence.hpp"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+namespace {
+
+template <class T>
+struct WeightGradients {
+  enum { kernel, recurrent, bias, parameters, count };
+  T* of[count];
+};
+
+/// Carries the gradient of some rows of the batch back through all time steps.
+template <class T>
+class BackwardRows {
+ public:
+  static constexpr Index kRowsAtOnce = 256;  // bounds the workspace
+  static constexpr Index kMostChunkRows = 512;
+
+  /// For at most `rows` rows at once, in chunks of at most `chunk_rows` rows times steps.
+  BackwardRows(const Sequence<T>& sequence, const Backward<T>& call, Index rows, Index chunk_rows, Arena& arena)
+      : call_(call),
+        seq_(sequence),
+        cell_(seq_.cell),
+        I_(seq_.I),
+        H_(seq_.H),
+        chunk_rows_(chunk_rows),
+        d_stride_(ceil_div(H_, kLanes<Vec<T>>) * kLanes<Vec<T>>) {
+    for (int s = 0; s < seq_.states; ++s) d_[s] = arena.take<T>(rows * d_stride_);
+    if (cell_.stages > 1) doperand_ = arena.take<T>(rows * d_stride_);
+    x_columns_ = arena.take<T>((call.input_factors ? seq_.G : 1) * columns_size(I_));
+    for (int s = 0; s < cell_.stages; ++s) {
+      const StageInfo<T>& stage = cell_.stage[s];
+      dsums_[s] = arena.take<T>(chunk_rows_ * stage.sums() * seq_.panels.padded_units);
+      operand_columns_[s] = arena.take<T>(left_sides(stage, false) * columns_size(stage.recurrent_depth(H_)));
+      for (bool input : {true, false})
+        for (int g = 0; g < left_sides(stage, input); ++g)
+          runs_[s][input][g] = {arena.take<Run<T>>(stage.blocks(H_).count() * stage.gates), arena.take<Index>(1)};
+    }
+  }
+
+  /// The rows' dx and dinitial_state, and their share of the weights' gradients: set, or added if `add`. The team
+  /// divides the rows or the units. False: stopped.
+  bool run(Range rows, const WeightGradients<T>& gradients, bool add, bool by_units, Team& team) {
+    gradients_ = gradients;
+    by_units_ = by_units;
+    const Range mine = part(rows.size(), team.index, team.size);
+    for (int s = 0; team.index == 0 && s < cell_.stages; ++s)
+      for (bool input : {true, false})
+        for (int g = 0; g < left_sides(cell_.stage[s], input); ++g)
+          list_runs(s, input, apart(input) ? g : kAllGates, runs_[s][input][g]);
+    for (int s = 0; s < seq_.states; ++s)
+      for (Index b = mine.begin; b < mine.end; ++b) {
+        const T* from = call_.dfinal_state[s];
+        copy(from ? from + seq_.schedule.row(rows.begin + b) * H_ : seq_.zeros(), d_[s] + b * d_stride_, H_);
+      }
+    for (Index b = mine.begin; call_.dx && seq_.schedule.masked() && b < mine.end; ++b)
+      for (Index t = 0; t < call_.time; ++t)
+        fill_zero(call_.dx + seq_.schedule.row(rows.begin + b) * call_.dx_batch_stride + t * call_.dx_time_stride, I_);
+    if (!team.barrier()) return false;
+    const Index all_steps = seq_.schedule.steps(rows);
+    if (all_steps == 0 && !add && team.index == 0) set_to_zero();
+    for (Index end = all_steps; end > 0;) {
+      const Chunk chunk = chunk_before(end, rows, add || end < all_steps);
+      end = chunk.t0;
+      const bool went_on = by_units ? through_time({0, rows.size()}, chunk, team) : through_time(mine, chunk, team);
+      if (!went_on || !team.barrier()) return false;
+      if (!reduce(chunk, team) || !team.barrier()) return false;
+    }
+    for (int s = 0; s < seq_.states; ++s)
+      for (Index b = mine.begin; call_.dinitial_state[s] && b < mine.end; ++b)
+        copy(d_[s] + b * d_stride_, call_.dinitial_state[s] + seq_.schedule.row(rows.begin + b) * H_, H_);
+    return team.barrier();
+  }
+
+ private:
+  static constexpr int kAllGates = -1;
+
+  /// The gradients of no step at all.
+  void set_to_zero() const {
+    const Index columns = seq_.G * H_;
+    const Index sizes[] = {I_ * columns, H_ * columns, cell_.traits.bias_rows * columns, cell_.traits.parameters * H_};
+    for (int i = 0; i < WeightGradients<T>::count; ++i)
+      if (gradients_.of[i]) fill_zero(gradients_.of[i], sizes[i]);
+  }
+
+  /// Steps [t0, t0 + steps) of the rows of the batch in `rows`. Its rows are numbered step by step.
+  struct Chunk {
+    Index t0, steps;
+    Range rows;
+    bool add;                             ///< to the weights' gradients; the first chunk sets them
+    Index first_row[kMostChunkRows + 1];  ///< of each step, and where the last ends
+    Index size() const { return first_row[steps]; }
+    Index row(Index t, Index b) const { return first_row[t - t0] + b; }
+    Index active(Index t) const { return first_row[t - t0 + 1] - first_row[t - t0]; }
+  };
+  /// As many steps as fit before step `end`.
+  Chunk chunk_before(Index end, Range rows, bool add) const {
+    Chunk chunk{end, 0, rows, add, {0}};
+    for (Index size = 0; chunk.t0 > 0; --chunk.t0, ++chunk.steps) {
+      size += seq_.schedule.active(rows, chunk.t0 - 1);
+      if (size > chunk_rows_ || chunk.steps == kMostChunkRows) break;
+    }
+    for (Index k = 0; k < chunk.steps; ++k)
+      chunk.first_row[k + 1] = chunk.first_row[k] + seq_.schedule.active(rows, chunk.t0 + k);
+    return chunk;
+  }
+
+  /// Back through the steps of a chunk: dsums of all its rows, d of the states before it.
+  bool through_time(Range all, const Chunk& chunk, Team& team) {
+    for (Index t = chunk.t0 + chunk.steps - 1; t >= chunk.t0; --t) {
+      const Range rows{all.begin, larger(all.begin, smaller(all.end, chunk.active(t)))};
+      for (int s = cell_.stages - 1; s >= 0; --s) {
+        const StageInfo<T>& stage = cell_.stage[s];
+        cell_backward(s, chunk, t, rows, divided(stage.blocks(H_).count(), team));
+        if (by_units_ && !team.barrier()) return false;
+        if (stage.operand == kNothing) continue;
+        const Blocks<T> columns = output_blocks<T>(H_);
+        const Range outputs = divided(columns.count(), team);
+        T* to = stage.operand == kHidden ? d_[0] : doperand_;  // h_prev on top of what is in d; another operand alone
+        T* row[kRowsAtOnce];
+        for (Index b = rows.begin; b < rows.end; ++b) row[b - rows.begin] = to + b * d_stride_;
+        for (Index block = outputs.begin; block < outputs.end; ++block) {
+          multiply_gates(s, false, columns, block, chunk.row(t, rows.begin), rows.size(), row, stage.operand == kHidden,
+                         [&](int g, Index m) {
+                           return seq_.recurrent_factors(chunk.rows.begin + rows.begin + m, stage.first_gate + g);
+                         });
+          if (!team.proceed(rows.size() * stage.gates * H_ * columns.width(block))) return false;
+        }
+        if (by_units_ && !team.barrier()) return false;
+      }
+    }
+    // The left sides of dW and dU: x and the operands of the steps, by columns.
+    const Range mine = part(chunk.size(), by_units_ ? team.index : 0, by_units_ ? team.size : 1);
+    for (Index t = chunk.t0; t < chunk.t0 + chunk.steps; ++t) {
+      const Index first = chunk.row(t, 0);
+      const Index begin = larger(all.begin, mine.begin - first);
+      const Index end = smaller(smaller(all.end, chunk.active(t)), mine.end - first);
+      const CallRows<const T> x = seq_.x(t);
+      for (Index b = begin; b < end; ++b)
+        for (int g = 0; g < (call_.input_factors ? seq_.G : 1); ++g)
+          gather_columns(x[chunk.rows.begin + b], seq_.input_factors(chunk.rows.begin + b, g), I_, first + b,
+                         x_columns_ + g * columns_size(I_));
+      for (int s = 0; s < cell_.stages; ++s) {
+        const StageInfo<T>& stage = cell_.stage[s];
+        if (stage.operand == kNothing) continue;
+        const Rows<const T> operand = stage.operand >= 0 ? slot(t, stage.operand) : state_before(t, 0);
+        for (Index b = begin; b < end; ++b)
+          for (int g = 0; g < left_sides(stage, false); ++g)
+            gather_columns(operand[chunk.rows.begin + b],
+                           seq_.recurrent_factors(chunk.rows.begin + b, stage.first_gate + g), H_, first + b,
+                           operand_columns_[s] + g * columns_size(H_));
+      }
+    }
+    return true;
+  }
+
+  Range divided(Index n, const Team& team) const { return by_units_ ? part(n, team.index, team.size) : Range{0, n}; }
+  /// Whether the gates have left sides of their own in the products with W (input) or U, and how many there are.
+  bool apart(bool input) const { return input ? call_.input_factors : call_.recurrent_factors; }
+  int left_sides(const StageInfo<T>& stage, bool input) const { return apart(input) ? stage.gates : 1; }
+  Index columns_size(Index n) const { return ceil_div(n, kTileRows) * kTileRows * chunk_rows_; }
+  Rows<const T> slot(Index t, int i) const { return seq_.tape_slot(call_.tape, t, i); }
+  Rows<const T> state_before(Index t, int s) const {
+    return t > 0 ? slot(t - 1, cell_.first_state_slot() + s) : seq_.initial_state(s);
+  }
+  /// The gradients of the sums of a block, from chunk row r on.
+  FASTRNN_INLINE T* dsums(int s, Index block, Index r) const {
+    const Blocks<T> blocks = cell_.stage[s].blocks(H_);
+    return dsums_[s] + (blocks.first(block) * chunk_rows_ + r * blocks.width(block)) * cell_.stage[s].sums();
+  }
+
+  /// The cell's gradient at step t, for some blocks of units.
+  void cell_backward(int s, const Chunk& chunk, Index t, Range rows, Range mine) {
+    CellRowsBack<T> at;
+    at.row = chunk.rows.begin + rows.begin;
+    at.rows = rows.size();
+    at.units = H_;
+    at.parameters = seq_.panels.parameters;
+    at.parameter_stride = seq_.panels.padded_units;
+    at.activations = seq_.activations;
+    at.slots = slot(t, 0);
+    at.d_row = rows.begin;
+    at.doperand = {doperand_, d_stride_};
+    at.dy = {seq_.schedule, call_.dy, call_.dy_batch_stride, call_.dy_time_stride, t};
+    for (int i = 0; i < seq_.states; ++i) {
+      at.prev[i] = state_before(t, i);
+      at.d[i] = {d_[i], d_stride_};
+    }
+    const Blocks<T> blocks = cell_.stage[s].blocks(H_);
+    for (Index block = mine.begin; block < mine.end; ++block) {
+      at.unit = blocks.first(block);
+      at.half = blocks.is_half(block);
+      at.vectors = blocks.used(block);
+      at.dsums = dsums(s, block, chunk.row(t, rows.begin));
+      cell_.stage[s].backward(at);
+    }
+  }
+
+  /// The gradients of the sums as left side of a product with WT (input) or UT: per block of units and gate, the units;
+  /// gates whose units lie next to each other in one run. Of all gates or of one.
+  struct RunList {
+    Run<T>* run;  ///< in the workspace, where the threads of a team share it
+    Index* count;
+  };
+  void list_runs(int s, bool input, int only, const RunList& list) const {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Blocks<T> blocks = stage.blocks(H_);
+    const bool all = only == kAllGates;
+    Index count = 0;
+    for (Index block = 0; block < blocks.count(); ++block) {
+      const Index width = blocks.width(block), valid = blocks.valid(block);
+      for (int g = all ? 0 : only; g < (all ? stage.gates : only + 1); ++g) {
+        const T* const first = dsums(s, block, 0) + (input ? g : stage.recurrent_sum(g)) * width;
+        Run<T>* const last = list.run + count - 1;
+        if (all && g > 0 && last->first + last->depth == first)
+          last->depth += valid;
+        else
+          list.run[count++] = {first, stage.sums() * width, valid, blocks.first(block) * stage.gates + g * valid};
+      }
+    }
+    *list.count = count;
+  }
+
+  /// One block of dsums.WT (input) or dsums.UT, by the list of all gates; or, where the gates have left sides of their
+  /// own, by each gate's list times its factors of row m, factor(gate, m).
+  template <class F>
+  void multiply_gates(int s, bool input, const Blocks<T>& columns, Index block, Index row, Index rows, T* const* to,
+                      bool add, F&& factor) const {
+    const RunList* const lists = runs_[s][input];
+    const Index first = columns.first(block);
+    const T* const panel =
+        (input ? seq_.panels.kernel[s] : seq_.panels.recurrent[s]) + first * cell_.stage[s].gates * H_;
+    with_vectors<T, kTileVectors>(columns.is_half(block), columns.used(block), [&](auto vector, auto n) {
+      const auto multiply = [&](int g, const T* const* factors) {
+        multiply_runs<decltype(vector), n()>(lists[g].run, *lists[g].count, row, rows, panel, to, first,
+                                             columns.valid(block), add || g > 0, factors);
+      };
+      if (!apart(input)) return multiply(0, nullptr);
+      const T* factors[kMostChunkRows];
+      for (int g = 0; g < cell_.stage[s].gates; ++g) {
+        for (Index m = 0; m < rows; ++m) factors[m] = factor(g, m);
+        multiply(g, factors);
+      }
+    });
+  }
+
+  /// Row r of a matrix [chunk_rows, n], times the factors if there are any, into columns, kTileRows at a time:
+  /// `[n / kTileRows][chunk row][kTileRows]`.
+  void gather_columns(const T* row, const T* factors, Index n, Index r, T* columns) const {
+    if (factors) {
+      for (Index i = 0; i < n; ++i)
+        columns[(i / kTileRows * chunk_rows_ + r) * kTileRows + i % kTileRows] = row[i] * factors[i];
+      return;
+    }
+    T* to = columns + r * kTileRows;
+    for (Index i = 0; i < n; i += kTileRows, to += chunk_rows_ * kTileRows) {
+      if (n - i >= kTileRows)
+        for (int j = 0; j < kTileRows; ++j) to[j] = row[i + j];
+      else
+        for (Index j = 0; j < n - i; ++j) to[j] = row[i + j];
+    }
+  }
+
+  /// From the dsums of a whole chunk: dx, and its share of dW, dU and db.
+  bool reduce(const Chunk& chunk, Team& team) {
+    if (call_.dx && !input_gradient(chunk, team)) return false;
+    for (int s = 0; s < cell_.stages; ++s) {
+      const StageInfo<T>& stage = cell_.stage[s];
+      if (!weight_gradient(s, true, chunk, team)) return false;
+      if (stage.operand != kNothing && !weight_gradient(s, false, chunk, team)) return false;
+      const Blocks<T> blocks = stage.blocks(H_);
+      const Range mine = part(blocks.count(), team.index, team.size);
+      for (Index block = mine.begin; block < mine.end; ++block)
+        with_vectors<T, 1>(blocks.is_half(block), 1,
+                           [&](auto vector, auto) { bias_gradient<decltype(vector)>(s, chunk, block); });
+    }
+    return true;
+  }
+
+  bool input_gradient(const Chunk& chunk, Team& team) {
+    const Range rows = part(chunk.size(), team.index, team.size);
+    T* row[kMostChunkRows];
+    Index batch_row[kMostChunkRows];
+    for (Index r = rows.begin, t = chunk.t0; r < rows.end; ++r) {
+      while (r >= chunk.row(t + 1, 0)) ++t;
+      batch_row[r - rows.begin] = chunk.rows.begin + r - chunk.row(t, 0);
+      row[r - rows.begin] = CallRows<T>{seq_.schedule, call_.dx, call_.dx_batch_stride, call_.dx_time_stride,
+                                        t}[batch_row[r - rows.begin]];
+    }
+    const Blocks<T> outputs = output_blocks<T>(I_);
+    for (Index block = 0; block < outputs.count(); ++block) {
+      for (int s = 0; s < cell_.stages; ++s)
+        multiply_gates(s, true, outputs, block, rows.begin, rows.size(), row, s > 0,
+                       [&](int g, Index m) { return seq_.input_factors(batch_row[m], cell_.stage[s].first_gate + g); });
+      if (!team.proceed(rows.size() * outputs.width(block) * seq_.G * H_)) return false;
+    }
+    return true;
+  }
+
+  /// dW += xT.dsums (input) or dU += operandT.dsums.
+  bool weight_gradient(int s, bool input, const Chunk& chunk, Team& team) {
+    const Index depth = input ? I_ : H_;
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Blocks<T> blocks = stage.blocks(H_);
+    const Index tiles = ceil_div(depth, kTileRows);
+    const Range mine = part(blocks.count() * tiles, team.index, team.size);
+    const T* const columns = input ? x_columns_ : operand_columns_[s];
+    for (Index item = mine.begin; item < mine.end;) {
+      const Index block = item / tiles, end = smaller(mine.end, (block + 1) * tiles), begin = item;
+      for (int gate = 0; gate < left_sides(stage, input); ++gate) {  // one after the other, or all at once
+        const OuterProduct<T> whole =
+            outer_product(s, input, block, gate, apart(input) ? gate + 1 : stage.gates, chunk);
+        const Index left_gate = input && apart(input) ? stage.first_gate + gate : gate;
+        for (item = begin; item < end; ++item) {
+          const Index i = (item - block * tiles) * kTileRows;
+          OuterProduct<T> product = whole;
+          product.left = columns + left_gate * columns_size(depth) + i * chunk_rows_;
+          product.to =
+              gradients_.of[input ? WeightGradients<T>::kernel : WeightGradients<T>::recurrent] + i * seq_.G * H_;
+          product.rows = smaller(kTileRows, depth - i);
+          if (blocks.is_half(block))
+            product.template run<HalfVec<T>>();
+          else
+            product.template run<Vec<T>>();
+          if (!team.proceed(chunk.size() * kTileRows * product.vectors * kLanes<Vec<T>>)) return false;
+        }
+      }
+    }
+    return true;
+  }
+
+  /// What does not depend on the left side, for some gates of a block of units.
+  OuterProduct<T> outer_product(int s, bool input, Index block, int first_gate, int end_gate,
+                                const Chunk& chunk) const {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Blocks<T> blocks = stage.blocks(H_);
+    const Index vectors = blocks.used(block), lanes = blocks.width(block) / vectors;
+    OuterProduct<T> product;
+    product.right = dsums(s, block, 0);
+    product.right_step = stage.sums() * blocks.width(block);
+    product.depth = chunk.size();
+    product.to_stride = seq_.G * H_;
+    product.vectors = (end_gate - first_gate) * vectors;
+    product.add = chunk.add;
+    Index v = 0;
+    for (int g = first_gate; g < end_gate; ++g)
+      for (Index n = 0; n < vectors; ++n, ++v) {
+        const Index unit = blocks.first(block) + n * lanes;
+        product.right_offset[v] = ((input ? g : stage.recurrent_sum(g)) * vectors + n) * lanes;
+        product.to_offset[v] = (stage.first_gate + g) * H_ + unit;
+        product.lanes[v] = H_ - unit;
+      }
+    return product;
+  }
+
+  /// db and the gradients of the parameters.
+  template <class V>
+  void bias_gradient(int s, const Chunk& chunk, Index block) const {
+    constexpr int L = kLanes<V>, most = 2 * kTileVectors;
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Blocks<T> blocks = stage.blocks(H_);
+    const Index vectors = blocks.used(block), count = stage.sums() * vectors;
+    V total[most];
+    with_constant<most>(count, [&](auto n) {
+      const T* row = dsums(s, block, 0);
+      V sum[n()];
+      for (V& of : sum) of = zero<V>();
+      for (Index r = 0; r < chunk.size(); ++r, row += n() * L)
+        for (int i = 0; i < n(); ++i) sum[i] = add(sum[i], load<V>(row + i * L));
+      for (int i = 0; i < n(); ++i) total[i] = sum[i];
+    });
+    for (Index n = 0; n < vectors; ++n) {
+      const Index unit = blocks.first(block) + n * L;
+      const auto put = [&](T* to, int of) {
+        const V sum = total[of * vectors + n];
+        store(to, chunk.add ? add(load<V>(to, H_ - unit), sum) : sum, H_ - unit);
+      };
+      T* const dbias = gradients_.of[WeightGradients<T>::bias];
+      for (int row = 0; dbias && row < cell_.traits.bias_rows; ++row)
+        for (int g = 0; g < stage.gates; ++g)
+          put(dbias + (row * seq_.G + stage.first_gate + g) * H_ + unit, row == 0 ? g : stage.recurrent_sum(g));
+      for (int p = 0; p < stage.parameters; ++p)
+        put(gradients_.of[WeightGradients<T>::parameters] + p * H_ + unit, stage.accumulators + p);
+    }
+  }
+
+  const Backward<T>& call_;
+  const Sequence<T>& seq_;
+  const CellInfo<T>& cell_;
+  const Index I_, H_;
+  const Index chunk_rows_;
+  const Index d_stride_;   ///< padded, so that the rows of two threads share no cache line
+  T* d_[kMaxStates];       ///< gradients of the states, [row, H]
+  T* doperand_ = nullptr;  ///< gradient of what a second stage's U multiplies
+  T* x_columns_;
+  T* operand_columns_[kMaxStages];
+  T* dsums_[kMaxStages];
+  RunList runs_[kMaxStages][2][kTileVectors];  ///< of a stage, with WT at 1 and with UT at 0, of a gate
+  WeightGradients<T> gradients_;
+  bool by_units_;
+};
+
+/// The whole batch. Where there are enough rows it is cut into parts, each with weight gradients of its own, which are
+/// added in order at the end: no thread waits for another. (On the small layers of the benchmarks that halved the time
+/// on two cores.) Otherwise all threads work on all rows together. Which, and into how many parts, depends on the sizes
+/// alone.
+template <class T>
+class BackwardPass {
+  // Rows of a part at least; more of them where recurrent weights larger than kCached are read for every step (3 % of a
+  // GRU with 256 units) and there are enough for four parts.
+  static constexpr Index kPartRows = 8, kLargePartRows = 16, kMostParts = 32, kCached = Index(1) << 19;
+  static constexpr Index kMostBytes = Index(64) << 20;  // of all parts' weight gradients
+  static constexpr Index kRowsAtOnce = BackwardRows<T>::kRowsAtOnce;
+  // Rows times steps of a chunk: amortises loading and storing dW and dU; more of them where all threads share those.
+  static constexpr Index kChunkRows = 256, kSharedChunkRows = 512;
+
+ public:
+  BackwardPass(const PackedView<T>& weights, const Backward<T>& call, int threads, void* workspace)
+      : BackwardPass(weights, call, threads, Arena(workspace)) {}
+
+  Index workspace() const { return workspace_; }
+
+  bool run() {
+    seq_.prepare();
+    const WeightGradients<T> total = gradients_of(0);
+    return run_team(division_.threads, call_.interrupt, [&](Team& team) {
+      Team alone = team.alone();
+      Arena arena(workers_ + (parts_ > 1 ? team.index * bytes_per_worker_ : 0));
+      BackwardRows<T> worker(seq_, call_, rows_, chunk_rows_, arena);
+      const Range mine = parts_ > 1 ? part(parts_, team.index, team.size) : Range{0, 1};
+      for (Index i = mine.begin; i < mine.end; ++i) {
+        const Range rows = seq_.schedule.share(i, parts_);
+        const Index groups = larger(1, ceil_div(rows.size(), rows_));
+        for (Index g = 0; g < groups; ++g) {
+          const Range group = part(rows.size(), g, groups);
+          if (!worker.run({rows.begin + group.begin, rows.begin + group.end}, gradients_of(i), g > 0,
+                          division_.by_units, parts_ > 1 ? alone : team))
+            return;
+        }
+      }
+      if (!team.barrier()) return;
+      for (Index i = 1; i < parts_; ++i) {
+        const WeightGradients<T> term = gradients_of(i);
+        for (int j = 0; j < WeightGradients<T>::count; ++j) {
+          const Range share = part(sizes_[j], team.index, team.size);
+          for (Index k = share.begin; k < share.end; ++k) total.of[j][k] += term.of[j][k];
+        }
+      }
+    });
+  }
+
+ private:
+  BackwardPass(const PackedView<T>& weights, const Backward<T>& call, int threads, Arena arena)
+      : seq_(weights, Pass::backward, call, arena),
+        call_(call),
+        sizes_{seq_.I * seq_.G * seq_.H, seq_.cell.stage[0].recurrent_depth(seq_.H) * seq_.G * seq_.H,
+               call.dbias ? seq_.cell.traits.bias_rows * seq_.G * seq_.H : 0, seq_.cell.traits.parameters * seq_.H} {
+    const Index H = seq_.H;
+    for (Index size : sizes_) elements_ += size;
+    const bool large = sizes_[1] * Index(sizeof(T)) > kCached && call.batch >= 4 * kLargePartRows;
+    parts_ = smaller(call.batch / (large ? kLargePartRows : kPartRows), kMostParts);
+    if (parts_ < 2 || call.time == 0 || parts_ * elements_ > kMostBytes / Index(sizeof(T))) parts_ = 1;
+    const Index part_rows = ceil_div(call.batch, parts_);
+    rows_ = larger(1, ceil_div(part_rows, larger(1, ceil_div(part_rows, kRowsAtOnce))));
+    chunk_rows_ = rows_ * larger(1, smaller((parts_ > 1 ? kChunkRows : kSharedChunkRows) / rows_, call.time));
+    division_ = parts_ > 1 ? Division{static_cast<int>(smaller(threads, parts_)), false}
+                           : divide(threads, smaller(rows_, call.batch), call.time, seq_.I + H, seq_.G * H,
+                                    output_blocks<T>(H).count(), 2 * seq_.cell.stages, sizeof(T));
+
+    partial_ = arena.take<T>((parts_ - 1) * elements_);
+    Arena counter(nullptr);
+    BackwardRows<T>(seq_, call, rows_, chunk_rows_, counter);
+    bytes_per_worker_ = counter.size();
+    workers_ = arena.take<char>(bytes_per_worker_ * (parts_ > 1 ? division_.threads : 1));
+    workspace_ = arena.size();
+  }
+
+  WeightGradients<T> gradients_of(Index part) const {
+    if (part == 0) return {{call_.dkernel, call_.drecurrent_kernel, call_.dbias, call_.dparameters}};
+    WeightGradients<T> gradients;
+    T* next = partial_ + (part - 1) * elements_;
+    for (int j = 0; j < WeightGradients<T>::count; next += sizes_[j++]) gradients.of[j] = sizes_[j] ? next : nullptr;
+    return gradients;
+  }
+
+  Sequence<T> seq_;
+  const Backward<T>& call_;
+  const Index sizes_[WeightGradients<T>::count];  ///< elements of each
+  Index elements_ = 0;                            ///< of all together
+  Index parts_;
+  Index rows_, chunk_rows_;  ///< at once, of a part
+  Division division_;
+  Index workspace_, bytes_per_worker_;
+  T* partial_;
+  char* workers_;
+};
+
+}  // namespace
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

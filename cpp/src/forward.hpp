@@ -1,0 +1,275 @@
+// The forward pass, generic over the cell. Per step: sums = b + x.W + h_prev.U, one chain; the cell turns them into h,
+// in the fused kernels while they are in registers, in the general ones (any activations, factors, cells) from a buffer
+// as large as a tile: their products are compiled once for all cells.
+#pragma once
+
+#include "sequence.hpp"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+namespace {
+
+template <class T>
+class ForwardPass {
+  static constexpr Index kRowsAtOnce = 16 * kTileRows;  // rows that go through all steps together: weights are reused
+  static constexpr Index kHoistedRows = 8 * kTileRows;  // rows of x.W computed at once where a step has few rows
+
+ public:
+  ForwardPass(const PackedView<T>& weights, const Forward<T>& call, int threads, void* workspace)
+      : ForwardPass(weights, call, threads, Arena(workspace)) {}
+
+  Index workspace() const { return workspace_; }
+
+  bool run() {
+    seq_.prepare();
+    return run_team(division_.threads, call_.interrupt, [&](Team& team) {
+      const Range mine = seq_.schedule.share(team.index, team.size);
+      if (division_.by_units) {
+        if (through_time({0, call_.batch}, team)) finish(mine);
+      } else {
+        const Index groups = ceil_div(mine.size(), kRowsAtOnce);
+        for (Index i = 0; i < groups; ++i) {
+          const Range group = part(mine.size(), i, groups);
+          const Range rows{mine.begin + group.begin, mine.begin + group.end};
+          if (!through_time(rows, team)) return;
+          finish(rows);
+        }
+      }
+    });
+  }
+
+ private:
+  ForwardPass(const PackedView<T>& weights, const Forward<T>& call, int threads, Arena arena)
+      : call_(call),
+        seq_(weights, Pass::forward, call, arena),
+        cell_(seq_.cell),
+        I_(seq_.I),
+        H_(seq_.H),
+        division_(divide(threads, call.batch, call.time, I_ + H_, seq_.G * H_, cell_.fewest_blocks(H_), cell_.stages,
+                         sizeof(T))) {
+    const Index B = call.batch;
+    if (!call.tape && (!call.y || seq_.schedule.masked())) h_ = arena.take<T>(2 * B * H_);
+    for (int s = 1; s < seq_.states; ++s)
+      if (!call.tape) carried_[s] = arena.take<T>(B * H_);
+    if (!call.tape && cell_.stages > 1) slots_ = arena.take<T>(B * cell_.traits.tape_slots * H_);
+    const Index fewest_rows = division_.by_units ? B : B / division_.threads;
+    if (hoisted_steps(fewest_rows) > 0)
+      for (int s = 0; s < cell_.stages; ++s) {
+        hoisted_size_[s] = kHoistedRows * cell_.stage[s].accumulators * seq_.panels.padded_units;
+        hoisted_[s] = arena.take<T>((division_.by_units ? 1 : division_.threads) * hoisted_size_[s]);
+      }
+    if (gates_apart()) {
+      scaled_rows_ = division_.by_units ? B : smaller(B, kRowsAtOnce);
+      scaled_size_ = scaled_rows_ * seq_.G * (I_ + H_);
+      scaled_ = arena.take<T>(division_.threads * scaled_size_);
+    }
+    workspace_ = arena.size();
+  }
+
+  /// What a cell sees of step k; rows and units are left open.
+  CellRows<T> step(Index k) const {
+    CellRows<T> v;
+    v.units = H_;
+    v.parameters = seq_.panels.parameters;
+    v.parameter_stride = seq_.panels.padded_units;
+    v.activations = seq_.activations;
+    if (call_.tape)
+      v.slots = seq_.tape_slot(call_.tape, k, 0);
+    else if (slots_)
+      v.slots = {slots_, cell_.traits.tape_slots * H_};
+    if (call_.tape || seq_.schedule.masked())
+      v.y = {seq_.schedule, call_.y, call_.y_batch_stride, call_.y_time_stride, k};
+    for (int s = 0; s < seq_.states; ++s) {
+      v.next[s] = state_rows(s, k);
+      const Rows<T> before = k > 0 ? state_rows(s, k - 1) : Rows<T>{};
+      v.prev[s] = k > 0 ? Rows<const T>{before.data, before.stride} : seq_.initial_state(s);
+    }
+    return v;
+  }
+  /// Where state s after step k is kept.
+  Rows<T> state_rows(int s, Index k) const {
+    if (call_.tape) return seq_.tape_slot(call_.tape, k, cell_.first_state_slot() + s);
+    if (!seq_.schedule.masked()) {
+      if (s == 0 && call_.y) return {call_.y + k * call_.y_time_stride, call_.y_batch_stride};
+      if (k == call_.time - 1 && call_.final_state[s]) return {call_.final_state[s], H_};
+    }
+    return {s == 0 ? h_ + (k & 1) * call_.batch * H_ : carried_[s], H_};
+  }
+
+  /// All steps of some rows: all units, or with a team that divides the units this thread's share. False: stopped.
+  bool through_time(Range all, Team& team) {
+    const Index together = hoisted_steps(all.size()), steps = seq_.schedule.steps(all);
+    for (Index k = 0; k < steps; ++k) {
+      const Range rows{all.begin, all.begin + seq_.schedule.active(all, k)};
+      CellRows<T> at = step(k);
+      for (int s = 0; s < cell_.stages; ++s) {
+        const StageInfo<T>& stage = cell_.stage[s];
+        const Blocks<T> blocks = stage.blocks(H_);
+        const Range mine = division_.by_units ? part(blocks.count(), team.index, team.size) : Range{0, blocks.count()};
+        T* const hoisted = together ? hoisted_here(s, team) : nullptr;
+        if (hoisted && k % together == 0) hoist(s, k, smaller(together, call_.time - k), together, rows, mine, hoisted);
+        T* const scaled = gates_apart() ? scaled_ + team.index * scaled_size_ : nullptr;
+        if (scaled) scale_operands(stage, at, k, rows, scaled);
+        const T *x[kRowsAtOnce], *operand[kRowsAtOnce];
+        set_rows(stage, at, k, rows, scaled, x, operand);
+        at.row = rows.begin;
+        at.rows = rows.size();
+        for (Index block = mine.begin; block < mine.end; ++block) {
+          SumInputs<T> from = inputs_of(s, block);
+          from.x = x;
+          from.operand = operand;
+          from.hoisted = hoisted ? hoisted + hoisted_offset(stage, block, k % together) : nullptr;
+          from.hoisted_stride = together * stage.accumulators * blocks.width(block);
+          at.unit = blocks.first(block);
+          at.half = blocks.is_half(block);
+          at.vectors = blocks.used(block);
+          if (stage.fused)
+            stage.fused(from, at);
+          else
+            for_row_tiles({0, rows.size()}, [&](Index first, Index height) {
+              alignas(64) T sums[kTileRows * kTileVectors * kLanes<Vec<T>>];
+              store_tile_sums(stage, from, first, height, at.half, at.vectors, gates_apart(), &sums[0]);
+              stage.forward(at, first, height, sums);
+            });
+          if (!team.proceed(rows.size() * (I_ + H_) * stage.gates * kLanes<Vec<T>>)) return false;
+        }
+        if (division_.by_units && !team.barrier()) return false;
+      }
+    }
+    return true;
+  }
+
+  /// What the sums of a block of units are made of beside their rows.
+  SumInputs<T> inputs_of(int s, Index block) const {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Index first = stage.blocks(H_).first(block), depth = stage.recurrent_depth(H_);
+    SumInputs<T> from;
+    from.bias = seq_.panels.bias[s] + first * stage.accumulators;
+    from.kernel = seq_.panels.kernel[s] + first * I_ * stage.gates;
+    from.inputs = I_;
+    from.recurrent = seq_.panels.recurrent[s] + first * depth * stage.gates;
+    from.units = depth;
+    from.x_gate_stride = I_;
+    from.operand_gate_stride = H_;
+    return from;
+  }
+  /// What W and U multiply in each row.
+  void set_rows(const StageInfo<T>& stage, const CellRows<T>& at, Index k, Range rows, const T* scaled, const T** x_row,
+                const T** operand_row) const {
+    const CallRows<const T> x = seq_.x(k);
+    const Rows<const T> operand = operand_of(stage, at);
+    for (Index b = 0; b < rows.size(); ++b) {
+      x_row[b] = scaled ? scaled + b * stage.gates * I_ : x[rows.begin + b];
+      operand_row[b] = scaled ? scaled_operands(stage, scaled) + b * stage.gates * H_ : operand[rows.begin + b];
+    }
+  }
+  Rows<const T> operand_of(const StageInfo<T>& stage, const CellRows<T>& at) const {
+    return stage.operand >= 0 ? Rows<const T>{at.slots.data + stage.operand * H_, at.slots.stride} : at.prev[0];
+  }
+
+  T* hoisted_here(int s, const Team& team) const {
+    return hoisted_[s] + (division_.by_units ? 0 : team.index * hoisted_size_[s]);
+  }
+  bool gates_apart() const { return call_.input_factors || call_.recurrent_factors; }
+  /// For how many steps x.W is computed at once: a step with fewer rows than a tile is high would read all of W for
+  /// little work. 0: x.W is part of each step's own product.
+  Index hoisted_steps(Index rows) const {
+    if (rows == 0 || rows >= kTileRows || call_.time <= 1 || seq_.schedule.masked() || gates_apart()) return 0;
+    return smaller(kHoistedRows / rows, call_.time);
+  }
+  /// Where the sums of `block` and chunk row `row` lie.
+  Index hoisted_offset(const StageInfo<T>& stage, Index block, Index row) const {
+    const Blocks<T> blocks = stage.blocks(H_);
+    return (blocks.first(block) * kHoistedRows + row * blocks.width(block)) * stage.accumulators;
+  }
+
+  /// b + x.W of `steps` steps from t0, rows of a chunk in the order [row of the batch][step].
+  void hoist(int s, Index t0, Index steps, Index stride, Range rows, Range mine, T* to) {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Blocks<T> blocks = stage.blocks(H_);
+    for (Index block = mine.begin; block < mine.end; ++block) {
+      const SumInputs<T> from = inputs_of(s, block);
+      const Index width = blocks.width(block);
+      for (Index b = rows.begin; b < rows.end; ++b) {
+        const Run<T> x{call_.x + t0 * call_.x_time_stride + b * call_.x_batch_stride, call_.x_time_stride, I_, 0};
+        T* row[kHoistedRows];
+        for (Index t = 0; t < steps; ++t) {
+          row[t] = to + hoisted_offset(stage, block, (b - rows.begin) * stride + t);
+          copy(from.bias, row[t], stage.accumulators * width);
+        }
+        with_vectors<T, 1>(blocks.is_half(block), 1, [&](auto vector, auto) {
+          with_constant<kTileVectors>(stage.gates * blocks.used(block), [&](auto n) {
+            multiply_runs<decltype(vector), n()>(&x, 1, 0, steps, from.kernel, row, 0, stage.gates * width, true);
+          });
+        });
+      }
+    }
+  }
+
+  /// What each gate multiplies, [row][gate][I] and then [row][gate][H]: x and the operand times their factors.
+  void scale_operands(const StageInfo<T>& stage, const CellRows<T>& at, Index k, Range rows, T* to) const {
+    const auto scale_or_copy = [](const T* from, const T* factors, T* to, Index n) {
+      if (factors)
+        scale(from, factors, to, n);
+      else
+        copy(from, to, n);
+    };
+    const CallRows<const T> x = seq_.x(k);
+    for (Index b = rows.begin; b < rows.end; ++b)
+      for (int g = 0; g < stage.gates; ++g) {
+        const Index row = (b - rows.begin) * stage.gates + g;
+        scale_or_copy(x[b], seq_.input_factors(b, stage.first_gate + g), to + row * I_, I_);
+        scale_or_copy(operand_of(stage, at)[b], seq_.recurrent_factors(b, stage.first_gate + g),
+                      scaled_operands(stage, to) + row * H_, stage.recurrent_depth(H_));
+      }
+  }
+  template <class U>
+  U* scaled_operands(const StageInfo<T>& stage, U* scaled) const {
+    return scaled + scaled_rows_ * stage.gates * I_;
+  }
+
+  /// The final states that were not written in place, and the outputs of masked steps.
+  void finish(Range rows) const {
+    const Schedule& schedule = seq_.schedule;
+    for (int s = 0; s < seq_.states; ++s)
+      for (Index r = rows.begin; call_.final_state[s] && r < rows.end; ++r) {
+        const Index length = schedule.length(r);
+        const T* from = seq_.initial_state(s)[r];
+        if (length > 0) from = state_rows(s, length - 1)[r];
+        T* const to = call_.final_state[s] + schedule.row(r) * H_;
+        if (from != to) copy(from, to, H_);
+      }
+    for (Index r = rows.begin; schedule.masked() && call_.y && r < rows.end; ++r) {
+      T* const y = call_.y + schedule.row(r) * call_.y_batch_stride;
+      const auto fill = [&](Index begin, Index end, const T* from) {
+        for (Index t = begin; t < end; ++t) copy(from, y + t * call_.y_time_stride, H_);
+      };
+      Index t = 0;  // outputs before it are there
+      for (Index k = 0; k < schedule.length(r); ++k) {
+        const Index at = schedule.step(r, k), end = at + schedule.outputs(r, k);
+        fill(t, at, seq_.zeros());
+        fill(at + 1, end, y + at * call_.y_time_stride);
+        t = end;
+      }
+      fill(t, call_.time, seq_.zeros());
+    }
+  }
+
+  const Forward<T>& call_;
+  Sequence<T> seq_;
+  const CellInfo<T>& cell_;
+  const Index I_, H_;
+  const Division division_;
+  Index workspace_;
+  T* h_ = nullptr;               ///< h of even and odd steps, where it is kept nowhere else
+  T* carried_[kMaxStates] = {};  ///< the other states
+  T* slots_ = nullptr;
+  T* hoisted_[kMaxStages] = {};
+  Index hoisted_size_[kMaxStages] = {};
+  T* scaled_ = nullptr;  ///< a thread's operands times their factors, see scale_operands
+  Index scaled_size_ = 0, scaled_rows_ = 0;
+};
+
+}  // namespace
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

@@ -1,0 +1,364 @@
+// The cells as the time loops see them: numbers, and functions that are compiled from a cell's struct (cells/cell.hpp).
+// All else, the loops, products and panels, is compiled once for all cells.
+#pragma once
+
+#include "cells/list.hpp"
+#include "schedule.hpp"
+#include "table.hpp"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+namespace {
+
+/// What the sums of some rows are made of.
+template <class T>
+struct SumInputs {
+  const T* hoisted;  ///< null, or sums of row 0 so far, the other rows hoisted_stride further on; then there is no x
+  Index hoisted_stride;
+  const T* bias;
+  const T* const* x;    ///< by row
+  Index x_gate_stride;  ///< from the left side of one gate to that of the next, where they have their own
+  const T* kernel;
+  Index inputs;
+  const T* const* operand;  ///< by row
+  Index operand_gate_stride;
+  const T* recurrent;
+  Index units;
+};
+
+/// Some units of some rows, as a cell's forward sees them in one step.
+template <class T>
+struct CellRows {
+  Index row, rows, unit, units;  ///< the first of those at hand; units of the whole layer
+  bool half;                     ///< the units at hand are one half vector,
+  Index vectors;                 ///< or so many whole ones
+  const T* parameters;           ///< of all units, one vector of them parameter_stride after the other
+  Index parameter_stride;
+  const Activation* activations;
+  Rows<const T> prev[kMaxStates];  ///< the states before the step
+  Rows<T> next[kMaxStates];        ///< the states after it
+  Rows<T> slots;                   ///< the cell's saved values; data null: not kept
+  CallRows<T> y;                   ///< a copy of h; false: not wanted
+};
+
+/// The same for backward.
+template <class T>
+struct CellRowsBack {
+  Index row, rows, unit, units;
+  bool half;
+  Index vectors;
+  const T* parameters;
+  Index parameter_stride;
+  const Activation* activations;
+  Rows<const T> slots, prev[kMaxStates];
+  CallRows<const T> dy;  ///< false: none
+  Rows<T> d[kMaxStates];
+  Rows<const T> doperand;
+  Index d_row;  ///< row number of `row` in d and doperand
+  T* dsums;     ///< written [row][sum][vector]
+};
+
+/// A stage of a cell. See cells/cell.hpp for the numbers.
+template <class T>
+struct StageInfo {
+  int first_gate, gates, apart, accumulators, operand, parameters, first_slot, slots;
+  /// The sums of some rows, then the cell on them while they are in registers; null: not for this cell.
+  void (*fused)(const SumInputs<T>& from, const CellRows<T>& at);
+  /// The cell on finished sums [row][sum][vector] of a tile, which begins at row `first` of those at hand.
+  void (*forward)(const CellRows<T>& at, Index first, Index rows, const T* sums);
+  void (*backward)(const CellRowsBack<T>& at);
+
+  int recurrent_sum(int g) const { return g == apart ? gates : g; }
+  int sums() const { return accumulators + parameters; }  ///< per unit, in what backward writes
+  /// The units are cut into blocks that hold, per sum, as many vectors as a register tile has room for.
+  Blocks<T> blocks(Index units) const { return {units, kTileVectors / accumulators}; }
+  /// How many values per row the recurrent kernel multiplies.
+  Index recurrent_depth(Index units) const { return operand == kNothing ? 0 : units; }
+};
+
+constexpr int kMaxStages = 2;
+
+template <class T>
+struct CellInfo {
+  CellTraits traits;
+  int stages;
+  StageInfo<T> stage[kMaxStages];
+
+  int first_state_slot() const { return traits.tape_slots - traits.states; }
+  /// Into how many blocks the stage with the widest blocks cuts the units.
+  Index fewest_blocks(Index units) const {
+    Index fewest = units;
+    for (int s = 0; s < stages; ++s) fewest = smaller(fewest, stage[s].blocks(units).count());
+    return fewest;
+  }
+};
+
+// ---- Sums
+
+/// Which sum a vector of a panel [k][gate][N] is added to, for multiply_add; N: vectors per gate in the block at hand.
+/// `gates_apart`: whether each gate has a left side of its own.
+template <int gates, int apart, int N, bool recurrent, bool gates_apart>
+struct GateSum {
+  static constexpr int of(int v) { return (recurrent && v / N == apart ? gates : v / N) * N + v % N; }
+  static constexpr int left(int v) { return gates_apart ? v / N : 0; }
+};
+
+/// The sums of M rows from `first` on, [row][sum][vector], for a block of N vectors V per sum.
+template <int gates, int apart, class V, int N, int M, bool gates_apart, class T, int A>
+FASTRNN_INLINE void tile_sums(V (&sums)[M][A], const SumInputs<T>& from, Index first) {
+  constexpr int L = kLanes<V>;
+  const T *row[M], *column[gates * N];
+  if (from.hoisted) {
+    for (int m = 0; m < M; ++m)
+      for (int i = 0; i < A; ++i) sums[m][i] = load<V>(from.hoisted + (first + m) * from.hoisted_stride + i * L);
+  } else {
+    for (int i = 0; i < A; ++i) {
+      const V bias = load<V>(from.bias + i * L);
+      for (int m = 0; m < M; ++m) sums[m][i] = bias;
+    }
+    for (int m = 0; m < M; ++m) row[m] = from.x[first + m];
+    row_pointers(column, from.kernel, L);
+    multiply_add<GateSum<gates, apart, N, false, gates_apart>>(sums, row, 1, from.x_gate_stride, column, gates * N * L,
+                                                               from.inputs);
+  }
+  for (int m = 0; m < M; ++m) row[m] = from.operand[first + m];
+  row_pointers(column, from.recurrent, L);
+  multiply_add<GateSum<gates, apart, N, true, gates_apart>>(sums, row, 1, from.operand_gate_stride, column,
+                                                            gates * N * L, from.units);
+}
+
+/// The sums of a tile into memory, for any stage.
+template <int gates, int apart, class T>
+void store_tile_sums_of(const SumInputs<T>& from, Index first, Index rows, bool half, Index vectors, bool gates_apart,
+                        T* to) {
+  constexpr int sums_per_unit = gates + (apart >= 0);
+  with_vectors<T, kTileVectors / sums_per_unit>(half, vectors, [&](auto vector, auto n) {
+    using V = decltype(vector);
+    with_constant<kTileRows>(rows, [&](auto height) {
+      constexpr int N = n(), M = height(), A = sums_per_unit * N;
+      V sums[M][A];
+      if (gates > 1 && gates_apart)
+        tile_sums<gates, apart, V, N, M, (gates > 1)>(sums, from, first);
+      else
+        tile_sums<gates, apart, V, N, M, false>(sums, from, first);
+      for (int m = 0; m < M; ++m)
+        for (int i = 0; i < A; ++i) store(to + (m * A + i) * kLanes<V>, sums[m][i]);
+    });
+  });
+}
+template <class T, class... Argument>
+void store_tile_sums(const StageInfo<T>& stage, const Argument&... of) {
+  switch (stage.apart >= 0 ? 0 : stage.gates) {
+    case 0:
+      return store_tile_sums_of<3, 2, T>(of...);  // Gru, the only one with such a gate
+    case 1:
+      return store_tile_sums_of<1, -1, T>(of...);
+    case 2:
+      return store_tile_sums_of<2, -1, T>(of...);
+    case 3:
+      return store_tile_sums_of<3, -1, T>(of...);
+    default:
+      return store_tile_sums_of<4, -1, T>(of...);
+  }
+}
+
+// ---- Forward. (Here and below, the rows at hand are copied to where no vector that is stored can alias them.)
+
+/// How many rows a cell works on side by side. (3 instead of 1: 5 % off an LSTM with 32 units, the rest of the step
+/// included; more need more registers than there are.)
+constexpr int kGroupRows = 3;
+
+/// One vector of each of R rows.
+template <class T, class V, int R>
+FASTRNN_INLINE void load_rows(Group<V, R>& to, const T* from, Index stride, First<V> valid) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) to.v[r] = load<V>(from + r * stride, valid);
+}
+template <class T, class V, int R>
+FASTRNN_INLINE void store_rows(T* to, Index stride, const Group<V, R>& from, First<V> valid) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) store(to + r * stride, from.v[r], valid);
+}
+
+/// Stage S of a cell on one vector of the units of R rows from row `row` on.
+template <class Cell, class S, class T, class V, int R>
+FASTRNN_INLINE void finish_group(const CellRows<T>& at, Index row, Index unit,
+                                 const Group<V, R> (&a)[S::accumulators]) {
+  constexpr int states = Cell::traits.states, slots = Cell::traits.tape_slots;
+  const First<V> valid = at.units - unit;
+  const typename Cell::Activations functions(at.activations);
+  Group<V, R> slot[slots], prev[states], next[states], parameter[S::parameters + 1];
+  for (int i = 0; i < S::parameters; ++i)
+    for (V& p : parameter[i].v) p = load<V>(at.parameters + i * at.parameter_stride + unit);
+  for (int i = 0; i < S::first_slot; ++i)
+    load_rows(slot[i], at.slots[row] + i * at.units + unit, at.slots.stride, valid);
+  for (int i = 0; i < states; ++i) load_rows(prev[i], at.prev[i][row] + unit, at.prev[i].stride, valid);
+  S::forward(functions, parameter, a, slot, prev, next);
+  if (at.slots.data)
+    for (int i = S::first_slot; i < S::first_slot + S::slots; ++i)
+      store_rows(at.slots[row] + i * at.units + unit, at.slots.stride, slot[i], valid);
+  if constexpr (S::first_slot + S::slots == slots - states) {  // the last stage
+    for (int i = 0; i < states; ++i) store_rows(at.next[i][row] + unit, at.next[i].stride, next[i], valid);
+    if (at.y)
+      for (int r = 0; r < R; ++r) store(at.y[row + r] + unit, next[0].v[r], valid);
+  }
+}
+
+template <class Cell, class S, class T>
+void cell_forward(const CellRows<T>& rows_at_hand, Index first, Index rows, const T* sums) {
+  const CellRows<T> at = rows_at_hand;
+  with_vectors<T, 1>(at.half, 1, [&](auto vector, auto) {
+    using V = decltype(vector);
+    constexpr Index L = kLanes<V>;
+    const Index row_stride = S::accumulators * at.vectors * L;
+    const auto group = [&](Index r, auto rows_here) FASTRNN_ALWAYS {
+      constexpr int R = rows_here();
+      for (Index n = 0; n < at.vectors; ++n) {
+        Group<V, R> a[S::accumulators];
+        for (int i = 0; i < S::accumulators; ++i)
+          for (int g = 0; g < R; ++g) a[i].v[g] = load<V>(sums + (r + g) * row_stride + (i * at.vectors + n) * L);
+        finish_group<Cell, S>(at, at.row + first + r, at.unit + n * L, a);
+      }
+    };
+    Index r = 0;
+    for (; r + kGroupRows <= rows; r += kGroupRows) group(r, std::integral_constant<int, kGroupRows>());
+    for (; r < rows; ++r) group(r, std::integral_constant<int, 1>());
+  });
+}
+
+/// The cell on rows m … M - 1 of a tile in registers, a few of them at a time.
+template <class Cell, class S, class V, int N, int M, int m, class T>
+FASTRNN_INLINE void finish_tile(const CellRows<T>& at, Index first, const V (&sums)[M][S::accumulators * N]) {
+  if constexpr (m < M) {
+    constexpr int groups = (M - m + kGroupRows - 1) / kGroupRows, R = (M - m + groups - 1) / groups;
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      Group<V, R> a[S::accumulators];
+      for (int i = 0; i < S::accumulators; ++i)
+        for (int r = 0; r < R; ++r) a[i].v[r] = sums[m + r][i * N + n];
+      finish_group<Cell, S>(at, at.row + first + m, at.unit + n * kLanes<V>, a);
+    }
+    finish_tile<Cell, S, V, N, M, m + R>(at, first, sums);
+  }
+}
+
+template <class Cell, class S, class T>
+void fused_rows(const SumInputs<T>& from, const CellRows<T>& rows_at_hand) {
+  const CellRows<T> at = rows_at_hand;
+  with_vectors<T, kTileVectors / S::accumulators>(at.half, at.vectors, [&](auto vector, auto n) {
+    using V = decltype(vector);
+    for_row_tiles({0, at.rows}, [&](Index first, Index rows) {
+      with_constant<kTileRows>(rows, [&](auto height) {
+        constexpr int N = n(), M = height();
+        V sums[M][S::accumulators * N];
+        tile_sums<S::gates, S::apart, V, N, M, false>(sums, from, first);
+        finish_tile<Cell, S, V, N, M, 0>(at, first, sums);
+      });
+    });
+  });
+}
+
+// ---- Backward
+
+template <class Cell, class S, int stage, class T>
+void cell_backward(const CellRowsBack<T>& rows_at_hand) {
+  const CellRowsBack<T> at = rows_at_hand;
+  constexpr int states = Cell::traits.states, saved = Cell::traits.tape_slots - states;
+  constexpr int sums = S::accumulators + S::parameters;
+  constexpr bool last = S::first_slot + S::slots == saved;
+  const typename Cell::Activations functions(at.activations);
+  with_vectors<T, 1>(at.half, 1, [&](auto vector, auto) {
+    using V = decltype(vector);
+    constexpr Index L = kLanes<V>;
+    for (Index n = 0; n < at.vectors; ++n) {
+      const Index unit = at.unit + n * L;
+      const First<V> valid = at.units - unit;
+      T* out = at.dsums + n * L;
+      V parameter[S::parameters + 1];
+      for (int i = 0; i < S::parameters; ++i) parameter[i] = load<V>(at.parameters + i * at.parameter_stride + unit);
+      for (Index b = 0; b < at.rows; ++b, out += sums * at.vectors * L) {
+        const Index row = at.row + b;
+        const T* const from = at.slots[row] + unit;
+        V slot[saved + 1], prev[states], next[states], d[states], da[sums];
+        for (int i = 0; i < saved; ++i) slot[i] = load<V>(from + i * at.units, valid);
+        for (int i = 0; i < states; ++i) {
+          prev[i] = load<V>(at.prev[i][row] + unit, valid);
+          next[i] = load<V>(from + (saved + i) * at.units, valid);
+          d[i] = load<V>(at.d[i][at.d_row + b] + unit, valid);
+        }
+        if (at.dy)
+          at.dy.for_each_output(row, [&](const T* dy) FASTRNN_ALWAYS { d[0] = add(d[0], load<V>(dy + unit, valid)); });
+        const V doperand = last ? zero<V>() : load<V>(at.doperand[at.d_row + b] + unit, valid);
+        S::backward(functions, parameter, slot, prev, next, d, doperand, da);
+        for (int i = 0; i < sums; ++i) store(out + i * at.vectors * L, da[i]);
+        if (stage == 0)
+          for (int i = 0; i < states; ++i) store(at.d[i][at.d_row + b] + unit, d[i], valid);
+      }
+    }
+  });
+}
+
+// ---- The table
+
+template <class Cell, class T, class S, int stage>
+constexpr StageInfo<T> stage_info() {
+  void (*fused)(const SumInputs<T>&, const CellRows<T>&) = nullptr;
+  if constexpr (Cell::Activations::standard) fused = fused_rows<Cell, S, T>;
+  return {S::first_gate,
+          S::gates,
+          S::apart,
+          S::accumulators,
+          S::operand,
+          S::parameters,
+          S::first_slot,
+          S::slots,
+          fused,
+          cell_forward<Cell, S, T>,
+          cell_backward<Cell, S, stage, T>};
+}
+template <class Cell, class T, class First>
+constexpr CellInfo<T> cell_info(StageList<First>) {
+  return {Cell::traits, 1, {stage_info<Cell, T, First, 0>(), {}}};
+}
+template <class Cell, class T, class First, class Second>
+constexpr CellInfo<T> cell_info(StageList<First, Second>) {
+  return {Cell::traits, 2, {stage_info<Cell, T, First, 0>(), stage_info<Cell, T, Second, 1>()}};
+}
+template <class Cell, class T>
+constexpr CellInfo<T> kCellInfo = cell_info<Cell, T>(typename Cell::Stages{});
+
+/// The cell: the one with fused kernels if `fused` and there is one.
+template <class T>
+const CellInfo<T>& cell_info(Cell cell, bool fused) {
+#define FASTRNN_CASE(name, Struct) \
+  case Cell::name:                 \
+    return kCellInfo<Struct<FASTRNN_FUNCTIONS>, T>;
+  if (fused) switch (cell) {
+#define FASTRNN_FUNCTIONS StandardActivations
+      FASTRNN_FOR_EACH_FUSED_CELL(FASTRNN_CASE)
+#undef FASTRNN_FUNCTIONS
+      default:
+        break;
+    }
+  switch (cell) {
+#define FASTRNN_FUNCTIONS ChosenActivations
+    FASTRNN_FOR_EACH_CELL(FASTRNN_CASE)
+#undef FASTRNN_FUNCTIONS
+  }
+#undef FASTRNN_CASE
+  __builtin_unreachable();
+}
+
+/// The cell with the kernels that a call of it needs.
+template <class T>
+const CellInfo<T>& cell_info(const PackedView<T>& weights, const Call<T>& call) {
+  const auto is = [](const Activation& f, ActivationKind kind) { return f.kind == kind && !(f.clip < INFINITY); };
+  const Activation* const f = weights.activations;
+  return cell_info<T>(weights.cell, is(f[0], ActivationKind::sigmoid) && is(f[1], ActivationKind::tanh) &&
+                                        is(f[2], ActivationKind::tanh) && !call.input_factors &&
+                                        !call.recurrent_factors);
+}
+
+}  // namespace
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn
