@@ -853,8 +853,9 @@ def test_weights_of_another_cell_are_refused(cell, other):
 
 
 def test_an_unknown_cell_is_refused():
-    message = "the cell must be one of simple_rnn, lstm, gru, gru_reset_before, lstm_peephole, lstm_nig, "
-        "lstm_nig_peephole, lstm_nfg, lstm_nfg_peephole, lstm_nog, lstm_nog_peephole, lstm_cifg, lstm_cifg_peephole, indrnn, got 'rnn'"
+    variants = [f"lstm_{gates}{suffix}" for gates in ("nig", "nfg", "nog", "cifg") for suffix in ("", "_peephole")]
+    names = ["simple_rnn", "lstm", "gru", "gru_reset_before", "lstm_peephole", *variants, "indrnn"]
+    message = f"the cell must be one of {', '.join(names)}, got 'rnn'"
     with pytest.raises(ValueError, match=exactly(message)):
         functional.Weights("rnn", zeros(3, 4), zeros(4, 4))
 
