@@ -39,7 +39,9 @@ def _sigmoid(a: Array) -> Array:
 
 
 def _sigmoid_slope(a: Array) -> Array:
-    return _sigmoid(a) * _sigmoid(-a)
+    e = np.exp(-np.abs(a))
+    slope: Array = e / (1 + e) ** 2
+    return slope
 
 
 def _tanh_slope(a: Array) -> Array:
