@@ -1,11 +1,15 @@
 """The NumPy reference against finite differences, PyTorch and Keras, all in float64."""
 
 import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from support import (
     CELLS,
+    GATES,
+    STATES,
     Problem,
     as_list,
     assert_close,
@@ -261,16 +265,8 @@ def test_outputs_equal_keras(cell, bias, return_sequences, return_state, go_back
     assert_close(as_list(outputs), expected, rtol=1e-13, what="outputs")
 
 
-@cells
-@bias_or_not
-@sequences_or_last
-@both_directions
-def test_gradients_equal_keras(cell, bias, return_sequences, go_backwards):
-    forward, backward = CELLS[cell]
-    problem = random_problem(cell, B=5, T=9, I=4, H=6, bias=bias)
-    options = {"return_sequences": return_sequences, "return_state": True, "go_backwards": go_backwards}
-    outputs, tape = forward(problem.x, *problem.weights, initial_state=problem.initial_state, **options)
-    dy = random_gradients(outputs)
+def outputs_and_gradients_of_keras(cell, problem, call=None, prepare=None, **options):
+    """[y, *states] of a Keras layer on PyTorch, and the gradients of random_gradients of them."""
     with keras_in_float64() as keras:
         if keras.backend.backend() != "torch":
             pytest.skip(
@@ -278,13 +274,414 @@ def test_gradients_equal_keras(cell, bias, return_sequences, go_backwards):
             )
         import torch
 
-        layer = keras_layer(cell, problem.weights, **options)
+        layer = keras_layer(cell, problem.weights, return_state=True, **options)
+        if prepare is not None:
+            prepare(layer, torch.from_numpy)
         x, *states = (torch.tensor(a, requires_grad=True) for a in (problem.x, *problem.initial_state))
-        results = layer(x, initial_state=states)
+        results = layer(x, initial_state=states, **(call or {}))
+        outputs = [r.detach().numpy() for r in results]
+        dy = random_gradients(tuple(outputs))
         sum((r * torch.from_numpy(d)).sum() for r, d in zip(results, dy, strict=True)).backward()
-    expected = Problem(
-        x.grad.numpy(),
-        [w.value.grad.numpy() for w in layer.trainable_weights],
-        [s.grad.numpy() for s in states],
+        weights = [w.value.grad.numpy() for w in layer.trainable_weights]
+    return outputs, Problem(x.grad.numpy(), weights, [s.grad.numpy() for s in states])
+
+
+def check_against_keras(cell, call=None, prepare=None, keras=None, here=None, rtol=1e-13, **options):
+    """Outputs and gradients equal those of Keras; `keras` and `here` are options of one of the two only."""
+    forward, backward = CELLS[cell]
+    problem = random_problem(cell, B=5, T=9, I=4, H=6, bias=options.pop("bias", True))
+    expected = outputs_and_gradients_of_keras(cell, problem, call, prepare, **(keras or {}), **options)
+    outputs, tape = forward(
+        problem.x,
+        *problem.weights,
+        initial_state=problem.initial_state,
+        return_state=True,
+        **(here or {}),
+        **options,
     )
-    assert_close(backward(dy, tape), expected, rtol=1e-13, what="gradients")
+    assert_close([list(outputs), backward(random_gradients(outputs), tape)], list(expected), rtol)
+
+
+@cells
+@bias_or_not
+@sequences_or_last
+@both_directions
+def test_gradients_equal_keras(cell, bias, return_sequences, go_backwards):
+    check_against_keras(cell, bias=bias, return_sequences=return_sequences, go_backwards=go_backwards)
+
+
+# Rows: all real, right padding, left padding, holes, no real step.
+MASK = np.array([[1] * 9, [1] * 5 + [0] * 4, [0] * 3 + [1] * 6, [0, 1, 0, 0, 1, 1, 0, 1, 0], [0] * 9], bool)
+
+
+@cells
+@pytest.mark.parametrize(
+    ("return_sequences", "zero_output_for_mask"),
+    [(False, False), (True, False), (True, True)],
+    ids=["last", "repeat", "zero"],
+)
+@both_directions
+def test_masked_outputs_and_gradients_equal_keras(cell, return_sequences, zero_output_for_mask, go_backwards):
+    check_against_keras(
+        cell,
+        call={"mask": MASK},
+        here={"mask": MASK},
+        return_sequences=return_sequences,
+        zero_output_for_mask=zero_output_for_mask,
+        go_backwards=go_backwards,
+    )
+
+
+@cells
+@pytest.mark.parametrize("activation", ["relu", "softsign", "gelu"])
+@pytest.mark.parametrize("recurrent_activation", ["hard_sigmoid", "hard_tanh"])
+def test_outputs_and_gradients_with_other_activations_equal_keras(cell, activation, recurrent_activation):
+    gates = {} if cell == "simple_rnn" else {"recurrent_activation": recurrent_activation}
+    rtol = 1e-7 if recurrent_activation == "hard_sigmoid" else 1e-13  # its slope in PyTorch is 1/6 in float32
+    check_against_keras(cell, rtol=rtol, activation=activation, return_sequences=True, **gates)
+
+
+def random_mask(shape, seed=3):
+    """Dropout with rate 1/4."""
+    return (np.random.default_rng(seed).random(shape) < 0.75) / 0.75
+
+
+@cells
+@pytest.mark.parametrize("which", ["inputs", "states", "both"])
+@pytest.mark.parametrize("masked", [False, True], ids=["no_mask", "mask"])
+def test_outputs_and_gradients_with_dropout_equal_keras(cell, which, masked):
+    gates = GATES[cell]
+    here, rates = {}, {}
+    if which != "states":  # Keras takes one mask for all gates if there is no recurrent dropout
+        here["dropout_mask"] = random_mask((5, 4) if which == "inputs" else (5, gates, 4))
+        rates["dropout"] = 0.25
+    if which != "inputs":
+        here["recurrent_dropout_mask"] = random_mask((5, gates, 6))
+        rates["recurrent_dropout"] = 0.25
+
+    def prepare(layer, tensor):
+        def masks(of_gates):
+            if of_gates is None or of_gates.ndim == 2:
+                return lambda _: None if of_gates is None else tensor(of_gates)
+            parts = [tensor(np.ascontiguousarray(of_gates[:, k])) for k in range(gates)]
+            return lambda _: parts[0] if gates == 1 else parts
+
+        layer.cell.get_dropout_mask = masks(here.get("dropout_mask"))
+        layer.cell.get_recurrent_dropout_mask = masks(here.get("recurrent_dropout_mask"))
+
+    call = {"training": True}
+    mask = {"mask": MASK} if masked else {}
+    check_against_keras(cell, call | mask, prepare, keras=rates, here=here | mask, return_sequences=True)
+
+
+# ---- Options: every cell with every option, and all of them together
+
+
+class Case(NamedTuple):
+    """A cell with settings of its own, and the shapes of the weights that it has besides U, W and b."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    gates: int
+    states: int
+    settings: dict[str, Any] = {}  # noqa: RUF012
+    extra: dict[str, tuple[int, ...]] = {}  # noqa: RUF012
+
+
+LSTM = CELLS["lstm"]
+B, T, I, H, R = 3, 5, 2, 3, 2
+CASES = {name: Case(*CELLS[name], GATES[name], STATES[name]) for name in CELLS} | {
+    "indrnn": Case(reference.indrnn_forward, reference.indrnn_backward, 1, 1, {"activation": "softplus"}),
+    "lstm_projection": Case(*LSTM, 4, 2, {}, {"projection": (H, R)}),
+    "lstm_cell_norm": Case(*LSTM, 4, 2, {}, {"cell_norm": (2, H)}),
+}
+for variant, gates in reference.LSTM_GATES.items():
+    peepholes = {} if variant in (None, "np") else {"peephole": (len(set(gates) - {"g"}), H)}
+    kernel = {"gate_kernel": (3 * H, 3 * H)} if variant == "fgr" else {}
+    states = 5 if variant == "fgr" else 2
+    CASES[f"lstm_{variant}"] = Case(*LSTM, len(gates), states, {"variant": variant}, peepholes | kernel)
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+BROKEN_ROWS = np.array([[1, 0, 1, 1, 0], [0, 0, 1, 0, 1], [0] * 5], bool)
+OPTIONS = {
+    "nothing": lambda case: {},
+    "mask": lambda case: {"mask": BROKEN_ROWS},
+    "zero_output": lambda case: {"mask": BROKEN_ROWS, "zero_output_for_mask": True},
+    "dropout": lambda case: {"dropout_mask": random_mask((B, I))},
+    "gate_dropout": lambda case: {"dropout_mask": random_mask((B, case.gates, I))},
+    "recurrent_dropout": lambda case: {"recurrent_dropout_mask": random_mask((B, case.gates, h_size(case)))},
+    "zoneout": lambda case: {"zoneout_mask": zoneout_of(case)},
+}
+
+
+def with_layer_norm(case):
+    """The case with one weight more; cell_norm is the last."""
+    last = {name: shape for name, shape in case.extra.items() if name == "cell_norm"}
+    first = {name: shape for name, shape in case.extra.items() if name != "cell_norm"}
+    return case._replace(extra=first | {"layer_norm": (2, case.gates * H)} | last)
+
+
+def all_options(case):
+    """The options that go together, for a case with layer normalization."""
+    together = ["zero_output", "gate_dropout", "recurrent_dropout", "zoneout"]
+    return {name: value for option in together for name, value in OPTIONS[option](case).items()}
+
+
+def h_size(case):
+    return R if "projection" in case.extra else H
+
+
+def state_sizes(case):
+    return [h_size(case)] + [H] * (case.states - 1)
+
+
+def zoneout_of(case):
+    return [random_mask((B, T, size), seed=k) * 0.75 for k, size in enumerate(state_sizes(case))]
+
+
+def problem_of(case, time_steps=T):
+    """A random problem whose weights are kernel, recurrent_kernel, bias and the case's own."""
+    rng = np.random.default_rng(5)
+    recurrent = (H,) if case.forward is reference.indrnn_forward else (h_size(case), case.gates * H)
+    bias = (2, 3 * H) if case.forward is reference.gru_forward else (case.gates * H,)
+    shapes = [(I, case.gates * H), recurrent, bias, *case.extra.values()]
+    return Problem(
+        rng.standard_normal((B, time_steps, I)),
+        [rng.uniform(-1, 1, shape) for shape in shapes],
+        [rng.uniform(-1, 1, (B, size)) for size in state_sizes(case)],
+    )
+
+
+def run(case, problem, **options):
+    """(outputs, tape) of the case's forward pass."""
+    own = dict(zip(case.extra, problem.weights[3:], strict=True))
+    return case.forward(
+        problem.x,
+        *problem.weights[:3],
+        initial_state=problem.initial_state,
+        **case.settings,
+        **own,
+        **options,
+    )
+
+
+def check_case(case, rtol=1e-7, **options):
+    """All gradients equal finite differences."""
+    problem, options = problem_of(case), {"return_sequences": True, "return_state": True} | options
+    outputs, tape = run(case, problem, **options)
+    dy = random_gradients(outputs)
+    expected = finite_differences(lambda p: inner_product(run(case, p, **options)[0], dy), problem)
+    assert_close(case.backward(dy, tape), expected, rtol=rtol, what="gradients")
+
+
+@cases
+@pytest.mark.parametrize("option", OPTIONS)
+def test_gradients_with_an_option_equal_finite_differences(case, option):
+    check_case(case, **OPTIONS[option](case))
+
+
+@cases
+def test_gradients_with_layer_norm_equal_finite_differences(case):
+    check_case(with_layer_norm(case), rtol=1e-6)  # small standard deviations: the loss is far from straight
+
+
+@cases
+@both_directions
+@sequences_or_last
+def test_gradients_with_all_options_equal_finite_differences(case, go_backwards, return_sequences):
+    activation = {} if "activation" in case.settings else {"activation": "silu"}
+    options = {"go_backwards": go_backwards, "return_sequences": return_sequences} | activation
+    check_case(with_layer_norm(case), **all_options(case), **options)
+
+
+@cases
+@pytest.mark.parametrize("all_masked", [False, True], ids=["some", "all"])
+def test_what_is_in_masked_steps_has_no_effect(case, all_masked):
+    problem = problem_of(case)
+    mask = BROKEN_ROWS & (not all_masked)
+    results = []
+    for padding in (0, np.nan, np.inf):
+        x = np.where(mask[:, :, None], problem.x, padding)
+        outputs, tape = run(case, problem._replace(x=x), mask=mask, return_sequences=True, return_state=True)
+        gradients = case.backward(random_gradients(outputs), tape)
+        assert not gradients.x[~mask].any()
+        results.append([*outputs, gradients.x, *gradients.weights, *gradients.initial_state])
+    assert_close(results[1], results[0], rtol=0)
+    assert_close(results[2], results[0], rtol=0)
+
+
+@cases
+def test_a_mask_of_real_steps_changes_nothing(case):
+    problem, options = problem_of(case), {"return_sequences": True, "return_state": True}
+    outputs, tape = run(case, problem, **options)
+    masked, masked_tape = run(case, problem, mask=np.ones((B, T), bool), **options)
+    dy = random_gradients(outputs)
+    assert_close(list(masked), list(outputs), rtol=0)
+    assert_close(case.backward(dy, masked_tape), case.backward(dy, tape), rtol=0)
+
+
+@cases
+def test_zoneout_of_all_states_keeps_them_as_a_mask_does(case):
+    problem = problem_of(case)
+    keep = [np.broadcast_to(~BROKEN_ROWS[:, :, None], (B, T, size)) for size in state_sizes(case)]
+    (y, *states), _ = run(case, problem, zoneout_mask=keep, return_state=True)
+    (_, *expected), _ = run(case, problem, mask=BROKEN_ROWS, return_state=True)
+    assert_close(states, expected, rtol=1e-14)
+    assert_close(y, expected[0], rtol=1e-14)
+
+
+@cases
+def test_results_with_all_options_have_the_dtype_of_the_arrays(case):
+    case = with_layer_norm(case)
+    outputs, tape = run(case, problem_of(case).astype("float32"), return_state=True, **all_options(case))
+    gradients = case.backward([None, *outputs[1:]], tape)
+    arrays = [*outputs, gradients.x, *gradients.weights, *gradients.initial_state, *tape.gates().values()]
+    assert {a.dtype for a in arrays} == {np.dtype("float32")}
+
+
+@cases
+@both_directions
+def test_the_gates_on_the_tape_make_the_states(case, go_backwards):
+    problem = problem_of(case)
+    (y, *_), tape = run(
+        case, problem, mask=BROKEN_ROWS, go_backwards=go_backwards, return_sequences=True, return_state=True
+    )
+    gates = tape.gates()
+    real = BROKEN_ROWS[:, ::-1] if go_backwards else BROKEN_ROWS
+    assert all((value[~real] == 0).all() for name, value in gates.items() if name != "c")
+    if case.gates == 1:
+        assert gates == {}
+    elif case.gates == 3 and case.states == 1:
+        z, _, n = gates.values()
+        before = np.concatenate([problem.initial_state[0][:, None], y[:, :-1]], axis=1)
+        h = np.where(y.any(axis=2, keepdims=True), y, problem.initial_state[0][:, None])
+        before[:, 1:] = h[:, :-1]
+        assert_close((z * before + (1 - z) * n)[real], y[real], rtol=1e-14)
+    else:
+        c, one = gates.pop("c"), np.ones((B, T, H))
+        i, f, o = (gates.get(name, one) for name in "ifo")
+        f = 1 - i if case.settings.get("variant") == "cifg" else f
+        before = np.concatenate([problem.initial_state[1][:, None], c[:, :-1]], axis=1)
+        assert_close(np.where(real[:, :, None], f * before + i * gates["g"], before), c, rtol=1e-14)
+        if not case.extra:
+            assert_close((o * np.tanh(c))[real], y[real], rtol=1e-14)
+
+
+# ---- Equations, written once more with PyTorch, one matrix for each gate
+
+
+def check_against_torch(case, equations, **options):
+    """Outputs and gradients equal those of equations(problem of tensors) -> [y, *states]."""
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    problem = problem_of(case)
+    outputs, tape = run(case, problem, return_sequences=True, return_state=True, **options)
+    dy = random_gradients(outputs)
+
+    def tensor(a):
+        return torch.tensor(a, requires_grad=True)
+
+    tensors = Problem(tensor(problem.x), *([tensor(a) for a in field] for field in problem[1:]))
+    results = equations(torch, tensors)
+    assert_close(list(outputs), [r.detach().numpy() for r in results], rtol=1e-13, what="outputs")
+    sum((r * torch.from_numpy(d)).sum() for r, d in zip(results, dy, strict=True)).backward()
+    expected = Problem(tensors.x.grad.numpy(), *([a.grad.numpy() for a in field] for field in tensors[1:]))
+    assert_close(case.backward(dy, tape), expected, rtol=1e-13, what="gradients")
+
+
+@pytest.mark.parametrize("variant", reference.LSTM_GATES)
+def test_the_variants_follow_the_equations_of_greff(variant):
+    """arXiv:1503.04069, section 2 and appendix A.3; y is the output, z the block input."""
+
+    def equations(torch, problem):
+        W, R, b, *extra = problem.weights
+        columns = {"z" if g == "g" else g: k for k, g in enumerate(reference.LSTM_GATES[variant])}
+        p = dict(zip([g for g in "ifo" if g in columns], extra[0], strict=True)) if extra else {}
+        gate_recurrence = extra[1] if variant == "fgr" else None
+        y, c, *previous = problem.initial_state
+        outputs = []
+        for x in problem.x.unbind(1):
+
+            def before(g, peephole, x=x, y=y, previous=tuple(previous)):
+                at = slice(columns[g] * H, (columns[g] + 1) * H)
+                a = x @ W[:, at] + y @ R[:, at] + b[at]
+                if g in p:
+                    a = a + p[g] * peephole
+                if g != "z" and variant == "fgr":
+                    to = slice("ifo".index(g) * H, ("ifo".index(g) + 1) * H)
+                    for k, gate in enumerate(previous):
+                        a = a + gate @ gate_recurrence[k * H : (k + 1) * H, to]
+                return a
+
+            z = before("z", None) if variant == "niaf" else torch.tanh(before("z", None))
+            i = 1 if variant == "nig" else torch.sigmoid(before("i", c))
+            if variant == "nfg":
+                f = 1
+            else:
+                f = 1 - i if variant == "cifg" else torch.sigmoid(before("f", c))
+            c = z * i + c * f
+            o = 1 if variant == "nog" else torch.sigmoid(before("o", c))
+            y = (c if variant == "noaf" else torch.tanh(c)) * o
+            previous = [i, f, o] if variant == "fgr" else []
+            outputs.append(y)
+        return [torch.stack(outputs, 1), y, c, *previous]
+
+    check_against_torch(CASES[f"lstm_{variant}"], equations)
+
+
+def test_indrnn_follows_the_equation_of_li():
+    def equations(torch, problem):
+        W, u, b = problem.weights
+        (h,), outputs = problem.initial_state, []
+        for x in problem.x.unbind(1):
+            h = torch.relu(x @ W + u * h + b)
+            outputs.append(h)
+        return [torch.stack(outputs, 1), h]
+
+    check_against_torch(CASES["indrnn"]._replace(settings={}), equations)
+
+
+def test_projection_equals_torch():
+    def equations(torch, problem):
+        W, U, b, P = problem.weights
+        parameters = [W.T, U.T, b, torch.zeros_like(b), P.T]
+        layer = torch.nn.LSTM(I, H, proj_size=R, batch_first=True, dtype=W.dtype)
+        names = [name for name, _ in layer.named_parameters()]
+        y, (h, c) = torch.func.functional_call(
+            layer,
+            dict(zip(names, parameters, strict=True)),
+            (problem.x, tuple(s[None] for s in problem.initial_state)),
+        )
+        return [y, h[0], c[0]]
+
+    check_against_torch(CASES["lstm_projection"], equations)
+
+
+@pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])
+def test_layer_norm_follows_the_equations_of_ba_and_haste(cell):
+    """haste, frameworks/pytorch/layer_norm_gru.py and the LSTM of arXiv:1607.06450, equations 20 to 22."""
+
+    def equations(torch, problem):
+        W, U, b, gain, *cell_norm = problem.weights
+        b_x, b_h = b if cell == "gru" else (b, 0)
+
+        def normalized(a, weight, bias=None):
+            return torch.nn.functional.layer_norm(a, a.shape[-1:], weight, bias)
+
+        (h, *c), outputs = problem.initial_state, []
+        for x in problem.x.unbind(1):
+            a_x = normalized(x @ W, gain[0]) + b_x
+            a_h = normalized(h @ U, gain[1]) + b_h
+            if cell == "simple_rnn":
+                h = torch.tanh(a_x + a_h)
+            elif cell == "gru":
+                (x_z, x_r, x_n), (h_z, h_r, h_n) = a_x.chunk(3, 1), a_h.chunk(3, 1)
+                z, r = torch.sigmoid(x_z + h_z), torch.sigmoid(x_r + h_r)
+                h = z * h + (1 - z) * torch.tanh(x_n + r * h_n)
+            else:
+                i, f, g, o = (a_x + a_h).chunk(4, 1)
+                c = [torch.sigmoid(f) * c[0] + torch.sigmoid(i) * torch.tanh(g)]
+                h = torch.sigmoid(o) * torch.tanh(normalized(c[0], *cell_norm[0]))
+            outputs.append(h)
+        return [torch.stack(outputs, 1), h, *c]
+
+    check_against_torch(with_layer_norm(CASES["lstm_cell_norm" if cell == "lstm" else cell]), equations)
