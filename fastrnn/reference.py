@@ -122,6 +122,9 @@ def linear_backward(
 # ---- All cells: the inputs' part of the pre-activations, and the loop over time ----
 
 
+_WEIGHTS = ("U", "b_h", "gain_h", "peephole", "projection", "gate_kernel", "cell_norm")  # those in p
+
+
 @dataclass(frozen=True)
 class _Cell:
     states: int  # 1: h; 2: h, c; 5: h, c, i, f, o
@@ -265,8 +268,7 @@ def _backward(dy: Any, tape: _Tape) -> Gradients:
             kept if z is None else kept + z * d for kept, d, z in zip(dkept, dmixed, zoneout, strict=True)
         ]
         # new, saved = step(p, a_x[:, t], *states_prev)
-        da, dstates, dstep = cell.step_backward(p, tape.saved[k], *dnew)
-        da_x[:, t] = where(real, da, 0)
+        da_x[:, t], dstates, dstep = cell.step_backward(p, tape.saved[k], *dnew)
         dstates = [d + kept for d, kept in zip(dstates, dkept, strict=True)]
         dw |= {name: total + dstep[name] for name, total in dw.items()}
     if not T:  # y = states[0]
@@ -276,17 +278,12 @@ def _backward(dy: Any, tape: _Tape) -> Gradients:
     dx, dW, dgain_x = linear_backward(da_x, *tape.inputs)
     weights = [dW, dw["U"]]
     if tape.bias_shape is not None:
-        weights.append(
-            np.stack([da_x.sum(axis=0), *([dw["b_h"]] if "b_h" in dw else [])]).reshape(tape.bias_shape)
-        )
-    weights += [dw[name] for name in ("peephole", "projection", "gate_kernel") if name in dw]
+        db = [da_x.sum(axis=0), *(dw[name] for name in ("b_h",) if name in dw)]
+        weights.append(np.stack(db).reshape(tape.bias_shape))
+    weights += [dw[name] for name in ("peephole", "projection", "gate_kernel", "cell_norm") if name in dw]
     if dgain_x is not None:
         weights.append(np.stack([dgain_x, dw["gain_h"]]))
-    weights += [dw[name] for name in ("cell_norm",) if name in dw]
     return Gradients(dx.reshape(B, T, I), weights, list(dstates))
-
-
-_WEIGHTS = ("U", "b_h", "peephole", "projection", "gate_kernel", "gain_h", "cell_norm")  # of those in p
 
 
 # ---- SimpleRNN, and IndRNN, whose U is a diagonal ----
@@ -373,7 +370,7 @@ def simple_rnn_backward(dy: Array | Sequence[Array | None], tape: _Tape) -> Grad
 
     Returns:
         Gradients(x, weights, initial_state): x in the time order of x; weights in the order kernel,
-        recurrent_kernel, bias, peephole, projection, gate_kernel, layer_norm, cell_norm, those that were given.
+        recurrent_kernel, bias, peephole, projection, gate_kernel, cell_norm, layer_norm, those that were given.
     """
     return _backward(dy, tape)
 

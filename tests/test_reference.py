@@ -24,6 +24,7 @@ from support import (
 )
 
 from fastrnn import reference
+from fastrnn.activations import Activation, CustomActivation
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # before anything imports Keras
 
@@ -342,7 +343,7 @@ def test_outputs_and_gradients_with_other_activations_equal_keras(cell, activati
 
 
 def random_mask(shape, seed=3):
-    """Dropout with rate 1/4."""
+    """Of dropout with rate 1/4."""
     return (np.random.default_rng(seed).random(shape) < 0.75) / 0.75
 
 
@@ -415,10 +416,7 @@ OPTIONS = {
 
 
 def with_layer_norm(case):
-    """The case with one weight more; cell_norm is the last."""
-    last = {name: shape for name, shape in case.extra.items() if name == "cell_norm"}
-    first = {name: shape for name, shape in case.extra.items() if name != "cell_norm"}
-    return case._replace(extra=first | {"layer_norm": (2, case.gates * H)} | last)
+    return case._replace(extra=case.extra | {"layer_norm": (2, case.gates * H)})
 
 
 def all_options(case):
@@ -567,6 +565,12 @@ def test_the_gates_on_the_tape_make_the_states(case, go_backwards):
             assert_close((o * np.tanh(c))[real], y[real], rtol=1e-14)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_clipped_and_custom_activations_have_the_gradients_of_finite_differences(cell):
+    sine = CustomActivation(np.sin, np.cos, clip=0.9)
+    check_case(CASES[cell], activation=sine, recurrent_activation=Activation("sigmoid", clip=0.5))
+
+
 # ---- Equations, written once more with PyTorch, one matrix for each gate
 
 
@@ -661,7 +665,7 @@ def test_layer_norm_follows_the_equations_of_ba_and_haste(cell):
     """haste, frameworks/pytorch/layer_norm_gru.py and the LSTM of arXiv:1607.06450, equations 20 to 22."""
 
     def equations(torch, problem):
-        W, U, b, gain, *cell_norm = problem.weights
+        W, U, b, *cell_norm, gain = problem.weights
         b_x, b_h = b if cell == "gru" else (b, 0)
 
         def normalized(a, weight, bias=None):
