@@ -7,7 +7,7 @@ state), the compiled kernels. `fastrnn.reference` computes the same in plain Num
 
 from fastrnn import _installed  # noqa: F401, I001  (first: it finds the compiled module when this is a source folder)
 from fastrnn._core import __version__
-from fastrnn import functional, initializers, reference
+from fastrnn import constraints, functional, initializers, reference, regularizers
 from fastrnn.functional import Gradients
 from fastrnn.layers import GRU, LSTM, SimpleRNN
 from fastrnn.runtime import (
@@ -29,11 +29,13 @@ __all__ = [
     "__version__",
     "available_isas",
     "compiled_isas",
+    "constraints",
     "functional",
     "get_isa",
     "get_num_threads",
     "initializers",
     "reference",
+    "regularizers",
     "release_memory",
     "set_isa",
     "set_num_threads",

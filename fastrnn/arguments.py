@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastrnn import initializers
+from fastrnn import constraints, initializers, regularizers
 
-__all__ = ["CHECKS", "SETTABLE", "LayerDType", "show"]
+__all__ = ["CHECKS", "SETTABLE", "LayerDType", "show", "to_config"]
 
 Check = Callable[[str, str, Any], Any]
 LayerDType = DTypeLike | dict[str, Any]  # the dict: the config of a DTypePolicy of Keras
@@ -52,11 +52,6 @@ def _no_flag_yet(where: str, argument: str, value: Any) -> bool:
     if _flag(where, argument, value):
         raise _not_supported(where, argument, value, False)
     return False
-
-
-def _nothing_yet(where: str, argument: str, value: Any) -> None:
-    if value is not None:
-        raise _not_supported(where, argument, value, None)
 
 
 def _integer(where: str, argument: str, value: Any, what: str, least: int) -> int:
@@ -92,11 +87,19 @@ def _activation(only: str) -> Check:
     return check
 
 
-def _initializer(where: str, argument: str, value: Any) -> initializers.Initializer:
-    try:
-        return initializers.get(value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{where}: {argument}: {error}") from None
+def _found_by(get: Callable[[Any], Any]) -> Check:
+    def check(where: str, argument: str, value: Any) -> Any:
+        try:
+            return get(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{where}: {argument}: {error}") from None
+
+    return check
+
+
+_initializer = _found_by(initializers.get)
+_regularizer = _found_by(regularizers.get)
+_constraint = _found_by(constraints.get)
 
 
 def _rate_not_yet(where: str, argument: str, value: Any) -> float:
@@ -150,13 +153,13 @@ CHECKS: dict[str, Check] = {
     "recurrent_initializer": _initializer,
     "bias_initializer": _initializer,
     "unit_forget_bias": _flag,
-    "kernel_regularizer": _nothing_yet,
-    "recurrent_regularizer": _nothing_yet,
-    "bias_regularizer": _nothing_yet,
-    "activity_regularizer": _nothing_yet,
-    "kernel_constraint": _nothing_yet,
-    "recurrent_constraint": _nothing_yet,
-    "bias_constraint": _nothing_yet,
+    "kernel_regularizer": _regularizer,
+    "recurrent_regularizer": _regularizer,
+    "bias_regularizer": _regularizer,
+    "activity_regularizer": _regularizer,
+    "kernel_constraint": _constraint,
+    "recurrent_constraint": _constraint,
+    "bias_constraint": _constraint,
     "dropout": _rate_not_yet,
     "recurrent_dropout": _rate_not_yet,
     "seed": _seed,
@@ -176,9 +179,26 @@ CHECKS: dict[str, Check] = {
 SETTABLE = {"return_sequences", "return_state", "go_backwards", "unroll", "trainable"}
 
 
-def show(value: Any) -> str:
+_SERIALIZE: dict[str, Callable[[Any], Any]] = {
+    "initializer": initializers.serialize,
+    "regularizer": regularizers.serialize,
+    "constraint": constraints.serialize,
+}
+
+
+def to_config(argument: str, value: Any) -> Any:
+    """An argument's value in a layer's config: JSON-able.
+
+    Raises:
+        TypeError: it is an object of one's own that can't be written down.
+    """
+    serialize = _SERIALIZE.get(argument.rpartition("_")[2])
+    return serialize(value) if serialize else value
+
+
+def show(argument: str, value: Any) -> str:
     """An argument's value in a layer's repr."""
     try:
-        return repr(initializers.serialize(value)) if callable(value) else repr(value)
+        return repr(to_config(argument, value))
     except TypeError:
         return getattr(value, "__name__", None) or repr(value)

@@ -23,16 +23,18 @@ import operator
 import reprlib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
 from fastrnn import functional, initializers
-from fastrnn.arguments import CHECKS, SETTABLE, LayerDType, show
+from fastrnn.arguments import CHECKS, SETTABLE, LayerDType, show, to_config
+from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array
 from fastrnn.initializers import Initializer, InitializerLike, Shape
+from fastrnn.regularizers import RegularizerLike
 
 __all__ = ["GRU", "LSTM", "SimpleRNN"]
 
@@ -42,18 +44,31 @@ PartialShape = tuple[int | None, ...]
 Layer = TypeVar("Layer", bound="_Recurrent")
 
 
+class Penalties(NamedTuple):
+    """What regularizers have a say in at one forward pass, and what they add to the gradients."""
+
+    outputs: list[Array]  # without an activity_regularizer none
+    weights: list[tuple[int, str, Any, Array]]  # index, argument, regularizer, weight; none if not trainable
+
+
 class Tape:
     """What `backward` needs of one `forward`: owned by the caller, good for the layer that made it.
 
     It holds the weights that `forward` used, so it stays valid after `set_weights`.
     """
 
-    __slots__ = ("_core", "_layer", "_return_state")
+    __slots__ = ("_core", "_layer", "_penalties", "_return_state", "losses")
+
+    losses: list[float]
+    """What the regularizers add to the loss of this forward pass: of the outputs, then of the weights, as in `losses`
+    of Keras' layer. Its gradient is part of what `backward` returns."""
 
     def __init__(self, layer: _Recurrent, core: functional.Tape, return_state: bool) -> None:
         self._layer = layer
         self._core = core
         self._return_state = return_state
+        self._penalties: Penalties | None = None
+        self.losses = []
 
     def __repr__(self) -> str:
         return f"<Tape of {self._layer!r}>"
@@ -77,13 +92,13 @@ class _Recurrent:
     kernel_initializer: Initializer
     recurrent_initializer: Initializer
     bias_initializer: Initializer
-    kernel_regularizer: None
-    recurrent_regularizer: None
-    bias_regularizer: None
-    activity_regularizer: None
-    kernel_constraint: None
-    recurrent_constraint: None
-    bias_constraint: None
+    kernel_regularizer: Any
+    recurrent_regularizer: Any
+    bias_regularizer: Any
+    activity_regularizer: Any
+    kernel_constraint: Any
+    recurrent_constraint: Any
+    bias_constraint: Any
     dropout: float
     recurrent_dropout: float
     return_sequences: bool
@@ -108,6 +123,9 @@ class _Recurrent:
         for name in self._arguments:
             self.__dict__[name] = CHECKS[name](self._where, name, arguments[name])
         self._numpy_dtype = np.dtype(self.dtype)
+        self._has_regularizers = any(
+            name.endswith("_regularizer") and getattr(self, name) is not None for name in self._arguments
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         check = CHECKS.get(name)
@@ -182,7 +200,7 @@ class _Recurrent:
 
         Returns:
             (outputs, tape): what the call returns, and the tape to hand to `backward`, once. The tape refers
-            to x and initial_state: don't change them before.
+            to x and initial_state, with an activity_regularizer also to the outputs: don't change them before.
 
         Raises:
             As a call.
@@ -203,7 +221,10 @@ class _Recurrent:
             return_state=return_state,
             go_backwards=self.go_backwards,
         )
-        return outputs, Tape(self, core, return_state)
+        tape = Tape(self, core, return_state)
+        if self._has_regularizers:
+            self._penalize(tape, outputs)
+        return outputs, tape
 
     def backward(self, dy: StatesLike, tape: Tape) -> functional.Gradients:
         """The gradients of a loss, from its gradient by what `forward` returned.
@@ -239,7 +260,9 @@ class _Recurrent:
             gradients = self._floating(dy, "dy")
         elif isinstance(dy, (list, tuple)):
             gradients = self._prepare_states(dy, "dy")
-        return functional.run_backward(gradients, tape._core)
+        if tape._penalties is None:
+            return functional.run_backward(gradients, tape._core)
+        return self._penalized_backward(gradients, tape._core, tape._penalties)
 
     def step(
         self, x_t: ArrayLike, states: StatesLike | None = None, *, out: Sequence[Array] | None = None
@@ -370,6 +393,35 @@ class _Recurrent:
         ]
         self._packed = self._pack(arrays)
 
+    @property
+    def losses(self) -> list[float]:
+        """What the regularizers of the weights add to the loss, one number each; none if not `trainable`.
+
+        The penalties of one forward pass, those of its outputs among them, are in its tape's `losses`.
+        """
+        return (
+            [] if self._packed is None else self._weight_losses(self._weight_penalties(self._packed.arrays))
+        )
+
+    def apply_constraints(self) -> None:
+        """Brings the weights to what their constraints ask for: to be called after each update of the weights.
+
+        Keras' optimizers do this by themselves; here no other method does. A layer that isn't `trainable` keeps its
+        weights.
+
+        Raises:
+            ValueError: the layer isn't built, or a constraint returned another shape.
+        """
+        arrays = self._weights_for("apply_constraints")
+        constraints = self._by_weight("constraint") if self.trainable else []
+        if not constraints:
+            return
+        changed = list(arrays)
+        for index, argument, constraint in constraints:
+            what = f"what {argument} returns"
+            changed[index] = self._weight(constraint(arrays[index]), what, arrays[index].shape)
+        self._packed = self._pack(changed)
+
     def count_params(self) -> int:
         """How many numbers the weights hold.
 
@@ -399,12 +451,9 @@ class _Recurrent:
         """The constructor's arguments as a JSON-able dict, for `from_config` here or of Keras' layer.
 
         Raises:
-            TypeError: an initializer is a function of one's own.
+            TypeError: an initializer, regularizer or constraint is an object of one's own without a config.
         """
-        return {
-            name: initializers.serialize(value) if name.endswith("_initializer") else value
-            for name, value in ((name, getattr(self, name)) for name in self._arguments)
-        }
+        return {name: to_config(name, getattr(self, name)) for name in self._arguments}
 
     @classmethod
     def from_config(cls: type[Layer], config: dict[str, Any]) -> Layer:
@@ -417,7 +466,7 @@ class _Recurrent:
         for name in self._arguments[1:]:
             value, parameter = getattr(self, name), parameters.get(name)
             if parameter is None or value != CHECKS[name](self._where, name, parameter.default):
-                words.append(f"{name}={show(value)}")
+                words.append(f"{name}={show(name, value)}")
         text = f"{self._where}({', '.join(words)})"
         if self._packed is not None:
             shapes = self._shapes(self._packed.inputs)
@@ -490,6 +539,65 @@ class _Recurrent:
                 "the shapes are those of Keras' layer"
             )
         return np.array(array, order="C")
+
+    def _by_weight(self, kind: str) -> list[tuple[int, str, Any]]:
+        """(index, argument, value) of the weights that have a "regularizer" or "constraint"."""
+        names = (f"{name.removesuffix('_kernel')}_{kind}" for name in self._shapes(0))
+        values = ((index, name, getattr(self, name, None)) for index, name in enumerate(names))
+        return [entry for entry in values if entry[2] is not None]
+
+    def _weight_penalties(self, arrays: list[Array]) -> list[tuple[int, str, Any, Array]]:
+        return (
+            [(*entry, arrays[entry[0]]) for entry in self._by_weight("regularizer")] if self.trainable else []
+        )
+
+    @staticmethod
+    def _weight_losses(penalties: list[tuple[int, str, Any, Array]]) -> list[float]:
+        return [float(regularizer(array)) for _, _, regularizer, array in penalties]
+
+    def _penalize(self, tape: Tape, outputs: Outputs) -> None:
+        """Notes in the tape what the regularizers say of the outputs, each divided by the batch size, and weights."""
+        regularizer = self.activity_regularizer
+        outputs = [] if regularizer is None else list(outputs) if isinstance(outputs, tuple) else [outputs]
+        tape._penalties = Penalties(outputs, self._weight_penalties(tape._core.weights.arrays))
+        losses = [float(regularizer(output)) / max(1, len(output)) for output in outputs]
+        tape.losses = losses + self._weight_losses(tape._penalties.weights)
+
+    def _penalized_backward(
+        self, dy: Any, core: functional.Tape, penalties: Penalties
+    ) -> functional.Gradients:
+        """Backward of the loss and the penalties: their gradients by the outputs, and those by the weights."""
+        outputs, weights = penalties
+        several = isinstance(dy, (list, tuple))
+        given = dy if several else [None] * len(outputs) if dy is None else [dy]
+        # What doesn't fit is left as it is: the core refuses it.
+        if len(given) == len(outputs) and all(
+            d is None or d.shape == output.shape for d, output in zip(given, outputs, strict=True)
+        ):
+            added = []
+            for d, output in zip(given, outputs, strict=True):
+                penalty = self._penalty("activity_regularizer", self.activity_regularizer, output)
+                penalty = penalty / max(1, len(output))
+                added.append(penalty if d is None else d + penalty)
+            dy = added if several or len(added) > 1 else added[0]
+        additions = [
+            (index, self._penalty(argument, regularizer, array))
+            for index, argument, regularizer, array in weights
+        ]
+        gradients = functional.run_backward(dy, core)
+        for index, penalty in additions:
+            gradients.weights[index] += penalty
+        return gradients
+
+    def _penalty(self, argument: str, regularizer: Any, array: Array) -> Array:
+        """The gradient of a regularizer, after a check of its shape."""
+        penalty = self._floating(regularizer.gradient(array), f"what {argument}.gradient returns")
+        if penalty.shape != array.shape:
+            raise ValueError(
+                f"{self._where}: what {argument}.gradient returns must have shape {array.shape}, got {penalty.shape}; "
+                "it is the gradient by the array that it is given"
+            )
+        return penalty
 
     def _pack(self, arrays: list[Array]) -> functional.Weights:
         for array in arrays:
@@ -599,8 +707,12 @@ class SimpleRNN(_Recurrent):
         trainable: if False, `trainable_weights` is empty; nothing else changes.
         dtype: "float32" (the default) or "float64", of the weights and all arithmetic.
         name: a str without "/"; by default the class' name in snake case.
-        kernel_regularizer, recurrent_regularizer, bias_regularizer, activity_regularizer, kernel_constraint,
-            recurrent_constraint, bias_constraint, dropout, recurrent_dropout, stateful, zero_output_for_mask:
+        kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties on W, U and b: what
+            `fastrnn.regularizers.get` takes; see `losses`.
+        activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
+        kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
+            `apply_constraints`.
+        dropout, recurrent_dropout, stateful, zero_output_for_mask:
             not supported yet, must be left at their defaults.
 
     Weights: kernel W [I, H], recurrent_kernel U [H, H], bias b [H].
@@ -628,13 +740,13 @@ class SimpleRNN(_Recurrent):
         kernel_initializer: InitializerLike = "glorot_uniform",
         recurrent_initializer: InitializerLike = "orthogonal",
         bias_initializer: InitializerLike = "zeros",
-        kernel_regularizer: None = None,
-        recurrent_regularizer: None = None,
-        bias_regularizer: None = None,
-        activity_regularizer: None = None,
-        kernel_constraint: None = None,
-        recurrent_constraint: None = None,
-        bias_constraint: None = None,
+        kernel_regularizer: RegularizerLike = None,
+        recurrent_regularizer: RegularizerLike = None,
+        bias_regularizer: RegularizerLike = None,
+        activity_regularizer: RegularizerLike = None,
+        kernel_constraint: ConstraintLike = None,
+        recurrent_constraint: ConstraintLike = None,
+        bias_constraint: ConstraintLike = None,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         return_sequences: bool = False,
@@ -683,8 +795,12 @@ class LSTM(_Recurrent):
         trainable: if False, `trainable_weights` is empty; nothing else changes.
         dtype: "float32" (the default) or "float64", of the weights and all arithmetic.
         name: a str without "/"; by default the class' name in snake case.
-        kernel_regularizer, recurrent_regularizer, bias_regularizer, activity_regularizer, kernel_constraint,
-            recurrent_constraint, bias_constraint, dropout, recurrent_dropout, stateful, zero_output_for_mask:
+        kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties on W, U and b: what
+            `fastrnn.regularizers.get` takes; see `losses`.
+        activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
+        kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
+            `apply_constraints`.
+        dropout, recurrent_dropout, stateful, zero_output_for_mask:
             not supported yet, must be left at their defaults.
 
     Weights: kernel W [I, 4*H], recurrent_kernel U [H, 4*H], bias b [4*H]; gates in the order i, f, g, o.
@@ -720,13 +836,13 @@ class LSTM(_Recurrent):
         recurrent_initializer: InitializerLike = "orthogonal",
         bias_initializer: InitializerLike = "zeros",
         unit_forget_bias: bool = True,
-        kernel_regularizer: None = None,
-        recurrent_regularizer: None = None,
-        bias_regularizer: None = None,
-        activity_regularizer: None = None,
-        kernel_constraint: None = None,
-        recurrent_constraint: None = None,
-        bias_constraint: None = None,
+        kernel_regularizer: RegularizerLike = None,
+        recurrent_regularizer: RegularizerLike = None,
+        bias_regularizer: RegularizerLike = None,
+        activity_regularizer: RegularizerLike = None,
+        kernel_constraint: ConstraintLike = None,
+        recurrent_constraint: ConstraintLike = None,
+        bias_constraint: ConstraintLike = None,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         seed: int | None = None,
@@ -784,8 +900,12 @@ class GRU(_Recurrent):
         trainable: if False, `trainable_weights` is empty; nothing else changes.
         dtype: "float32" (the default) or "float64", of the weights and all arithmetic.
         name: a str without "/"; by default the class' name in snake case.
-        kernel_regularizer, recurrent_regularizer, bias_regularizer, activity_regularizer, kernel_constraint,
-            recurrent_constraint, bias_constraint, dropout, recurrent_dropout, stateful, zero_output_for_mask:
+        kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties on W, U and b: what
+            `fastrnn.regularizers.get` takes; see `losses`.
+        activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
+        kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
+            `apply_constraints`.
+        dropout, recurrent_dropout, stateful, zero_output_for_mask:
             not supported yet, must be left at their defaults.
 
     Weights: kernel W [I, 3*H], recurrent_kernel U [H, 3*H], bias [2, 3*H] (b, then d) or without reset_after
@@ -819,13 +939,13 @@ class GRU(_Recurrent):
         kernel_initializer: InitializerLike = "glorot_uniform",
         recurrent_initializer: InitializerLike = "orthogonal",
         bias_initializer: InitializerLike = "zeros",
-        kernel_regularizer: None = None,
-        recurrent_regularizer: None = None,
-        bias_regularizer: None = None,
-        activity_regularizer: None = None,
-        kernel_constraint: None = None,
-        recurrent_constraint: None = None,
-        bias_constraint: None = None,
+        kernel_regularizer: RegularizerLike = None,
+        recurrent_regularizer: RegularizerLike = None,
+        bias_regularizer: RegularizerLike = None,
+        activity_regularizer: RegularizerLike = None,
+        kernel_constraint: ConstraintLike = None,
+        recurrent_constraint: ConstraintLike = None,
+        bias_constraint: ConstraintLike = None,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         seed: int | None = None,

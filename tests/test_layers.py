@@ -1075,13 +1075,6 @@ def test_a_subclass_of_ones_own_works():
 @pytest.mark.parametrize(
     "argument, value",
     [
-        ("kernel_regularizer", "l2"),
-        ("recurrent_regularizer", "l2"),
-        ("bias_regularizer", "l2"),
-        ("activity_regularizer", "l2"),
-        ("kernel_constraint", "max_norm"),
-        ("recurrent_constraint", "max_norm"),
-        ("bias_constraint", "max_norm"),
         ("dropout", 0.5),
         ("dropout", 1),
         ("recurrent_dropout", 0.25),
