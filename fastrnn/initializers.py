@@ -5,6 +5,7 @@ An initializer is a plain function `initializer(shape, dtype, rng)`. A layer tak
 `f(shape, dtype=...)`; `get` turns each of them into a callable, `draw` calls it, `serialize` turns it back.
 
 Everything is drawn and computed in float64 and then rounded, so a seed gives the same weights in both dtypes.
+Of Keras' initializers only STFT is missing: it makes kernels of three dimensions, which recurrent layers don't have.
 To add an initializer, write its function and name it in `_FUNCTIONS`.
 """
 
@@ -14,13 +15,32 @@ import functools
 import inspect
 import math
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["draw", "get", "glorot_uniform", "ones", "orthogonal", "serialize", "zeros"]
+__all__ = [
+    "constant",
+    "draw",
+    "get",
+    "glorot_normal",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "identity",
+    "lecun_normal",
+    "lecun_uniform",
+    "ones",
+    "orthogonal",
+    "random_normal",
+    "random_uniform",
+    "serialize",
+    "truncated_normal",
+    "variance_scaling",
+    "zeros",
+]
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -62,24 +82,214 @@ def ones(shape: Shape, dtype: DTypeLike = "float32", rng: np.random.Generator | 
     return np.ones(shape, dtype)
 
 
+def constant(
+    shape: Shape, dtype: DTypeLike = "float32", rng: np.random.Generator | None = None, *, value: float = 0.0
+) -> Array:
+    """One value everywhere; keras.initializers.Constant.
+
+    Args:
+        shape: tuple of ints.
+        dtype: dtype of the result.
+        rng: not used.
+        value: float.
+
+    Returns:
+        An array of that shape and dtype.
+
+    >>> constant((2, 3), value=0.5).shape
+    (2, 3)
+    """
+    return np.full(shape, value, dtype)
+
+
+def identity(
+    shape: Shape, dtype: DTypeLike = "float32", rng: np.random.Generator | None = None, *, gain: float = 1.0
+) -> Array:
+    """`gain` on the diagonal of a matrix, 0 elsewhere; keras.initializers.Identity.
+
+    Of a recurrent kernel [H, G*H] only the first gate's part has the diagonal.
+
+    Args:
+        shape: tuple of two ints.
+        dtype: dtype of the result.
+        rng: not used.
+        gain: float.
+
+    Returns:
+        An array of that shape and dtype.
+
+    Raises:
+        ValueError: the shape has other than two dimensions.
+
+    >>> identity((3, 12)).shape
+    (3, 12)
+    """
+    if len(shape) != 2:
+        raise ValueError(
+            f'identity: shape must have two dimensions, got {tuple(shape)}; a bias can be initialized with "zeros"'
+        )
+    return np.asarray(gain * np.eye(*shape), dtype)
+
+
+def random_normal(
+    shape: Shape,
+    dtype: DTypeLike = "float32",
+    rng: np.random.Generator | None = None,
+    *,
+    mean: float = 0.0,
+    stddev: float = 0.05,
+    seed: int | None = None,
+) -> Array:
+    """Normal of mean `mean` and standard deviation `stddev`; keras.initializers.RandomNormal.
+
+    Args:
+        shape: tuple of ints.
+        dtype: dtype of the result.
+        rng: numpy.random.Generator to draw from; None: one with fresh entropy.
+        mean: float.
+        stddev: float.
+        seed: int; draw from a generator made of this seed instead: every call returns the same values.
+
+    Returns:
+        An array of that shape and dtype.
+
+    >>> random_normal((8, 256)).shape
+    (8, 256)
+    """
+    return np.asarray(mean + stddev * _generator(rng, seed).standard_normal(shape), dtype)
+
+
+def truncated_normal(
+    shape: Shape,
+    dtype: DTypeLike = "float32",
+    rng: np.random.Generator | None = None,
+    *,
+    mean: float = 0.0,
+    stddev: float = 0.05,
+    seed: int | None = None,
+) -> Array:
+    """As `random_normal`, with what is over two `stddev` from `mean` drawn again; keras.initializers.TruncatedNormal.
+
+    Args:
+        shape, dtype, rng, mean, stddev, seed: as of `random_normal`.
+
+    Returns:
+        An array of that shape and dtype.
+
+    >>> truncated_normal((8, 256)).shape
+    (8, 256)
+    """
+    generator = _generator(rng, seed)
+    values = generator.standard_normal(math.prod(shape))
+    outside = np.flatnonzero(np.abs(values) > 2.0)
+    while outside.size:
+        values[outside] = generator.standard_normal(outside.size)
+        outside = outside[np.abs(values[outside]) > 2.0]
+    return np.asarray(mean + stddev * values.reshape(shape), dtype)
+
+
+def random_uniform(
+    shape: Shape,
+    dtype: DTypeLike = "float32",
+    rng: np.random.Generator | None = None,
+    *,
+    minval: float = -0.05,
+    maxval: float = 0.05,
+    seed: int | None = None,
+) -> Array:
+    """Uniform in [minval, maxval); keras.initializers.RandomUniform.
+
+    Args:
+        shape: tuple of ints.
+        dtype: dtype of the result.
+        rng: numpy.random.Generator to draw from; None: one with fresh entropy.
+        minval: float.
+        maxval: float.
+        seed: int; draw from a generator made of this seed instead: every call returns the same values.
+
+    Returns:
+        An array of that shape and dtype.
+
+    >>> random_uniform((8, 256)).shape
+    (8, 256)
+    """
+    return np.asarray(_generator(rng, seed).uniform(minval, maxval, shape), dtype)
+
+
+def variance_scaling(
+    shape: Shape,
+    dtype: DTypeLike = "float32",
+    rng: np.random.Generator | None = None,
+    *,
+    scale: float = 1.0,
+    mode: str = "fan_in",
+    distribution: str = "truncated_normal",
+    seed: int | None = None,
+    input_axes: Sequence[int] | None = None,
+    output_axes: Sequence[int] | None = None,
+) -> Array:
+    """Random values of variance scale / n, where n is the number of inputs, of outputs, or the mean of both.
+
+    For a kernel [I, G*H] the fans are I and G*H: the whole matrix counts, not one gate of it.
+    keras.initializers.VarianceScaling.
+
+    Args:
+        shape: tuple of ints.
+        dtype: dtype of the result.
+        rng: numpy.random.Generator to draw from; None: one with fresh entropy.
+        scale: float over 0.
+        mode: "fan_in", "fan_out" or "fan_avg": what n is.
+        distribution: "truncated_normal" (or "normal"), "untruncated_normal" or "uniform".
+        seed: int; draw from a generator made of this seed instead: every call returns the same values.
+        input_axes, output_axes: lists of ints, axes of the shape whose product is a fan; None: as said above.
+
+    Returns:
+        An array of that shape and dtype.
+
+    Raises:
+        ValueError: scale, mode or distribution is something else.
+
+    >>> variance_scaling((8, 256), scale=2.0, mode="fan_out").shape
+    (8, 256)
+    """
+    fan_in, fan_out = _fans(shape, input_axes, output_axes)
+    fans = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2.0}
+    if not scale > 0 or mode not in fans:
+        raise ValueError(
+            f"variance_scaling: scale must be over 0 and mode one of {sorted(fans)}, "
+            f"got {scale!r} and {mode!r}; take one of these"
+        )
+    deviation = math.sqrt(scale / max(1.0, fans[mode]))
+    if distribution in ("truncated_normal", "normal"):
+        # Cut off at two deviations, a normal of deviation 1 is left with this one.
+        return truncated_normal(shape, dtype, rng, stddev=deviation / 0.87962566103423978, seed=seed)
+    if distribution == "untruncated_normal":
+        return random_normal(shape, dtype, rng, stddev=deviation, seed=seed)
+    if distribution == "uniform":
+        limit = math.sqrt(3.0) * deviation
+        return random_uniform(shape, dtype, rng, minval=-limit, maxval=limit, seed=seed)
+    raise ValueError(
+        'variance_scaling: distribution must be "truncated_normal", "untruncated_normal" or "uniform", '
+        f"got {distribution!r}; take one of these"
+    )
+
+
 def glorot_uniform(
     shape: Shape,
     dtype: DTypeLike = "float32",
     rng: np.random.Generator | None = None,
     *,
     seed: int | None = None,
+    input_axes: Sequence[int] | None = None,
+    output_axes: Sequence[int] | None = None,
 ) -> Array:
     """Uniform in [-limit, limit] with limit = sqrt(6 / (fan_in + fan_out)).
 
-    For a kernel [I, G*H] the fans are I and G*H: the whole matrix counts, not one gate of it.
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010);
     keras.initializers.GlorotUniform.
 
     Args:
-        shape: tuple of ints.
-        dtype: dtype of the result.
-        rng: numpy.random.Generator to draw from; None: one with fresh entropy.
-        seed: int; draw from a generator made of this seed instead: every call returns the same values.
+        shape, dtype, rng, seed, input_axes, output_axes: as of `variance_scaling`.
 
     Returns:
         An array of that shape and dtype.
@@ -87,8 +297,197 @@ def glorot_uniform(
     >>> glorot_uniform((8, 256)).shape
     (8, 256)
     """
-    fan_in, fan_out = _fans(shape)
-    return _uniform_of_variance(1.0 / max(1.0, (fan_in + fan_out) / 2.0), shape, dtype, _generator(rng, seed))
+    return variance_scaling(
+        shape,
+        dtype,
+        rng,
+        scale=1.0,
+        mode="fan_avg",
+        distribution="uniform",
+        seed=seed,
+        input_axes=input_axes,
+        output_axes=output_axes,
+    )
+
+
+def glorot_normal(
+    shape: Shape,
+    dtype: DTypeLike = "float32",
+    rng: np.random.Generator | None = None,
+    *,
+    seed: int | None = None,
+    input_axes: Sequence[int] | None = None,
+    output_axes: Sequence[int] | None = None,
+) -> Array:
+    """Truncated normal of variance 2 / (fan_in + fan_out).
+
+    Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010);
+    keras.initializers.GlorotNormal.
+
+    Args:
+        shape, dtype, rng, seed, input_axes, output_axes: as of `variance_scaling`.
+
+    Returns:
+        An array of that shape and dtype.
+
+    >>> glorot_normal((8, 256)).shape
+    (8, 256)
+    """
+    return variance_scaling(
+        shape,
+        dtype,
+        rng,
+        scale=1.0,
+        mode="fan_avg",
+        distribution="truncated_normal",
+        seed=seed,
+        input_axes=input_axes,
+        output_axes=output_axes,
+    )
+
+
+def he_uniform(
+    shape: Shape,
+    dtype: DTypeLike = "float32",
+    rng: np.random.Generator | None = None,
+    *,
+    seed: int | None = None,
+    input_axes: Sequence[int] | None = None,
+    output_axes: Sequence[int] | None = None,
+) -> Array:
+    """Uniform in [-limit, limit] with limit = sqrt(6 / fan_in).
+
+    He et al., "Delving deep into rectifiers" (2015);
+    keras.initializers.HeUniform.
+
+    Args:
+        shape, dtype, rng, seed, input_axes, output_axes: as of `variance_scaling`.
+
+    Returns:
+        An array of that shape and dtype.
+
+    >>> he_uniform((8, 256)).shape
+    (8, 256)
+    """
+    return variance_scaling(
+        shape,
+        dtype,
+        rng,
+        scale=2.0,
+        mode="fan_in",
+        distribution="uniform",
+        seed=seed,
+        input_axes=input_axes,
+        output_axes=output_axes,
+    )
+
+
+def he_normal(
+    shape: Shape,
+    dtype: DTypeLike = "float32",
+    rng: np.random.Generator | None = None,
+    *,
+    seed: int | None = None,
+    input_axes: Sequence[int] | None = None,
+    output_axes: Sequence[int] | None = None,
+) -> Array:
+    """Truncated normal of variance 2 / fan_in.
+
+    He et al., "Delving deep into rectifiers" (2015);
+    keras.initializers.HeNormal.
+
+    Args:
+        shape, dtype, rng, seed, input_axes, output_axes: as of `variance_scaling`.
+
+    Returns:
+        An array of that shape and dtype.
+
+    >>> he_normal((8, 256)).shape
+    (8, 256)
+    """
+    return variance_scaling(
+        shape,
+        dtype,
+        rng,
+        scale=2.0,
+        mode="fan_in",
+        distribution="truncated_normal",
+        seed=seed,
+        input_axes=input_axes,
+        output_axes=output_axes,
+    )
+
+
+def lecun_uniform(
+    shape: Shape,
+    dtype: DTypeLike = "float32",
+    rng: np.random.Generator | None = None,
+    *,
+    seed: int | None = None,
+    input_axes: Sequence[int] | None = None,
+    output_axes: Sequence[int] | None = None,
+) -> Array:
+    """Uniform in [-limit, limit] with limit = sqrt(3 / fan_in).
+
+    LeCun et al., "Efficient BackProp" (1998);
+    keras.initializers.LecunUniform.
+
+    Args:
+        shape, dtype, rng, seed, input_axes, output_axes: as of `variance_scaling`.
+
+    Returns:
+        An array of that shape and dtype.
+
+    >>> lecun_uniform((8, 256)).shape
+    (8, 256)
+    """
+    return variance_scaling(
+        shape,
+        dtype,
+        rng,
+        scale=1.0,
+        mode="fan_in",
+        distribution="uniform",
+        seed=seed,
+        input_axes=input_axes,
+        output_axes=output_axes,
+    )
+
+
+def lecun_normal(
+    shape: Shape,
+    dtype: DTypeLike = "float32",
+    rng: np.random.Generator | None = None,
+    *,
+    seed: int | None = None,
+    input_axes: Sequence[int] | None = None,
+    output_axes: Sequence[int] | None = None,
+) -> Array:
+    """Truncated normal of variance 1 / fan_in.
+
+    LeCun et al., "Efficient BackProp" (1998);
+    keras.initializers.LecunNormal.
+
+    Args:
+        shape, dtype, rng, seed, input_axes, output_axes: as of `variance_scaling`.
+
+    Returns:
+        An array of that shape and dtype.
+
+    >>> lecun_normal((8, 256)).shape
+    (8, 256)
+    """
+    return variance_scaling(
+        shape,
+        dtype,
+        rng,
+        scale=1.0,
+        mode="fan_in",
+        distribution="truncated_normal",
+        seed=seed,
+        input_axes=input_axes,
+        output_axes=output_axes,
+    )
 
 
 def orthogonal(
@@ -137,11 +536,34 @@ def orthogonal(
     return np.ascontiguousarray(gain * q.reshape(shape), dtype)
 
 
-_FUNCTIONS = (zeros, ones, glorot_uniform, orthogonal)
+_FUNCTIONS = (
+    zeros,
+    ones,
+    constant,
+    identity,
+    random_normal,
+    random_uniform,
+    truncated_normal,
+    variance_scaling,
+    glorot_uniform,
+    glorot_normal,
+    he_uniform,
+    he_normal,
+    lecun_uniform,
+    lecun_normal,
+    orthogonal,
+)
 _BY_NAME: dict[str, Initializer] = {function.__name__: function for function in _FUNCTIONS}
 _CAMEL = {name: name.title().replace("_", "") for name in _BY_NAME}
 _ALIASES = {camel: _BY_NAME[name] for name, camel in _CAMEL.items()}
-_ALIASES |= {"zero": zeros, "one": ones, "OrthogonalInitializer": orthogonal}  # Keras' own
+_ALIASES |= {  # Keras' own
+    "zero": zeros,
+    "one": ones,
+    "normal": random_normal,
+    "uniform": random_uniform,
+    "IdentityInitializer": identity,
+    "OrthogonalInitializer": orthogonal,
+}
 
 
 def get(identifier: InitializerLike) -> Initializer:
@@ -193,6 +615,8 @@ def serialize(initializer: Initializer) -> str | dict[str, Any]:
     >>> serialize(get({"class_name": "Orthogonal", "config": {"gain": 0.5}}))
     {'class_name': 'Orthogonal', 'config': {'gain': 0.5}}
     """
+    if initializer is constant:  # Keras finds this one by its value alone
+        return {"class_name": "Constant", "config": {"value": 0.0}}
     if initializer in _FUNCTIONS:
         return initializer.__name__
     if isinstance(initializer, functools.partial) and initializer.func in _FUNCTIONS:
@@ -275,15 +699,14 @@ def _generator(rng: np.random.Generator | None, seed: int | None) -> np.random.G
     return np.random.default_rng() if rng is None else rng
 
 
-def _fans(shape: Shape) -> tuple[int, int]:
+def _fans(
+    shape: Shape, input_axes: Sequence[int] | None, output_axes: Sequence[int] | None
+) -> tuple[int, int]:
     """(fan_in, fan_out) as keras.initializers computes them."""
+    if input_axes is not None and output_axes is not None:
+        return math.prod(shape[axis] for axis in input_axes), math.prod(shape[axis] for axis in output_axes)
     if len(shape) < 2:
         size = shape[0] if shape else 1
         return size, size
     field = math.prod(shape[:-2])
     return shape[-2] * field, shape[-1] * field
-
-
-def _uniform_of_variance(variance: float, shape: Shape, dtype: DTypeLike, rng: np.random.Generator) -> Array:
-    limit = math.sqrt(3.0 * variance)
-    return rng.uniform(-limit, limit, shape).astype(dtype, copy=False)

@@ -12,7 +12,12 @@ from fastrnn import initializers
 # NumPy's remark about how Keras reads PyTorch's tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-NAMES = ["glorot_uniform", "ones", "orthogonal", "zeros"]
+SCALED = [
+    "variance_scaling",
+    *(f"{who}_{how}" for who in ("glorot", "he", "lecun") for how in ("normal", "uniform")),
+]
+RANDOM = ["orthogonal", "random_normal", "random_uniform", "truncated_normal", *SCALED]
+NAMES = ["constant", "identity", "ones", "zeros", *RANDOM]
 SHAPES = [(8, 256), (64, 256), (64, 64), (96, 20), (1, 1), (1, 12), (7, 1)]
 
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -41,7 +46,7 @@ def test_shape_and_dtype_are_those_asked_for(name, shape, dtype):
     assert array.flags.c_contiguous
 
 
-@pytest.mark.parametrize("name", ["glorot_uniform", "orthogonal"])
+@pytest.mark.parametrize("name", RANDOM)
 def test_same_generator_state_gives_the_same_values(name):
     initializer = initializers.get(name)
     np.testing.assert_array_equal(
@@ -52,7 +57,7 @@ def test_same_generator_state_gives_the_same_values(name):
     )
 
 
-@pytest.mark.parametrize("name", ["glorot_uniform", "orthogonal"])
+@pytest.mark.parametrize("name", RANDOM)
 def test_two_draws_from_one_generator_differ(name):
     generator, initializer = rng(), initializers.get(name)
     assert not np.array_equal(
@@ -60,13 +65,13 @@ def test_two_draws_from_one_generator_differ(name):
     )
 
 
-@pytest.mark.parametrize("name", ["glorot_uniform", "orthogonal"])
+@pytest.mark.parametrize("name", RANDOM)
 def test_without_a_generator_the_values_are_fresh(name):
     initializer = initializers.get(name)
     assert not np.array_equal(initializer((5, 20)), initializer((5, 20)))
 
 
-@pytest.mark.parametrize("name", ["glorot_uniform", "orthogonal"])
+@pytest.mark.parametrize("name", RANDOM)
 def test_float32_values_are_the_rounded_float64_values(name):
     initializer = initializers.get(name)
     np.testing.assert_array_equal(
@@ -74,7 +79,7 @@ def test_float32_values_are_the_rounded_float64_values(name):
     )
 
 
-@pytest.mark.parametrize("name", ["glorot_uniform", "orthogonal"])
+@pytest.mark.parametrize("name", RANDOM)
 def test_a_seed_of_its_own_goes_before_the_generator(name):
     initializer = initializers.get({"class_name": name, "config": {"seed": 7}})
     first = initializers.draw(initializer, (5, 20), "float64", rng(1))
@@ -168,17 +173,77 @@ def test_orthogonal_is_what_keras_makes_of_the_same_normal_matrix(shape, monkeyp
     assert_close(initializers.orthogonal(shape, "float64", rng(5), gain=1.5), expected, rtol=1e-13)
 
 
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        *((name, {}) for name in NAMES if name not in ("orthogonal", "constant")),
+        ("constant", {"value": 0.25}),
+        ("identity", {"gain": 0.5}),
+        ("random_normal", {"mean": 1.0, "stddev": 0.5}),
+        ("truncated_normal", {"mean": 1.0, "stddev": 0.5}),
+        ("random_uniform", {"minval": 1.0, "maxval": 2.0}),
+        *(
+            ("variance_scaling", {"scale": 0.5, "mode": mode, "distribution": distribution})
+            for mode in ("fan_in", "fan_out", "fan_avg")
+            for distribution in ("uniform", "normal", "truncated_normal", "untruncated_normal")
+        ),
+        ("glorot_normal", {"input_axes": [1], "output_axes": [0]}),
+    ],
+    ids=str,
+)
 @shapes
-def test_glorot_uniform_is_what_keras_makes_of_the_same_uniform_numbers(shape, monkeypatch):
+def test_values_are_what_keras_makes_of_the_same_random_numbers(name, settings, shape, monkeypatch):
     keras = import_keras()
     from keras.src.initializers import random_initializers
 
-    def same_uniform(shape, minval, maxval, dtype=None, seed=None):
-        return rng(6).uniform(minval, maxval, shape).astype(dtype)
+    def same(ours, *arguments):
+        def draw(shape, *given, dtype=None, seed=None, **options):
+            options |= dict(zip(arguments, given, strict=False))
+            return ours(shape, dtype, rng(6), **options)
 
-    monkeypatch.setattr(random_initializers.random, "uniform", same_uniform)
-    expected = keras.initializers.GlorotUniform()(shape, dtype="float64")
-    assert_close(initializers.glorot_uniform(shape, "float64", rng(6)), expected, rtol=1e-15)
+        return draw
+
+    monkeypatch.setattr(
+        random_initializers.random, "uniform", same(initializers.random_uniform, "minval", "maxval")
+    )
+    monkeypatch.setattr(random_initializers.random, "normal", same(initializers.random_normal))
+    monkeypatch.setattr(random_initializers.random, "truncated_normal", same(initializers.truncated_normal))
+    config = {"class_name": camel(name), "config": settings}
+    expected = keras.ops.convert_to_numpy(keras.initializers.get(config)(shape, dtype="float64"))
+    ours = initializers.draw(initializers.get(config), shape, "float64", rng(6))
+    assert_close(ours, expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["random_normal", "random_uniform", "truncated_normal"])
+def test_random_numbers_have_the_distribution_of_keras(name):
+    keras = import_keras()
+    theirs = keras.ops.convert_to_numpy(keras.initializers.get(camel(name))((100, 400)))
+    ours = initializers.get(name)((100, 400), "float32", rng())
+    assert abs(ours.mean()) < 0.002 and abs(theirs.mean()) < 0.002
+    assert ours.std() == pytest.approx(theirs.std(), rel=0.03)
+    if name != "random_normal":  # which has no end
+        assert np.abs(ours).max() == pytest.approx(np.abs(theirs).max(), rel=2e-3)
+
+
+def test_every_name_of_keras_is_known_but_stft():
+    import_keras()
+    from keras.src.initializers import ALL_OBJECTS_DICT
+
+    for name in ALL_OBJECTS_DICT.keys() - {"Initializer", "initializer", "STFT", "STFTInitializer", "stft"}:
+        assert camel(initializers.get(name).__name__) == ALL_OBJECTS_DICT[name].__name__
+
+
+@pytest.mark.parametrize("settings", [{"scale": 0.0}, {"mode": "fan"}, {"distribution": "cauchy"}], ids=str)
+def test_variance_scaling_refuses_what_keras_refuses(settings):
+    import_keras()
+    config = {"class_name": "VarianceScaling", "config": settings}
+    with pytest.raises(ValueError, match=r"^variance_scaling: .*; take one of these$"):
+        initializers.get(config)((3, 4))
+
+
+def test_identity_of_a_vector_is_refused():
+    with pytest.raises(ValueError, match=r"^identity: shape must have two dimensions, got \(5,\); "):
+        initializers.identity((5,))
 
 
 def test_glorot_uniform_has_the_distribution_of_keras():
@@ -252,7 +317,13 @@ def test_settings_reach_the_function():
 
 
 @pytest.mark.parametrize(
-    "identifier", [*NAMES, {"class_name": "Orthogonal", "config": {"gain": 0.5, "seed": 3}}], ids=str
+    "identifier",
+    [
+        *(n for n in NAMES if n != "constant"),
+        {"class_name": "Constant", "config": {"value": 0.0}},
+        {"class_name": "Orthogonal", "config": {"gain": 0.5, "seed": 3}},
+    ],
+    ids=str,
 )
 def test_serialize_undoes_get_by_way_of_json(identifier):
     written = initializers.serialize(initializers.get(identifier))
@@ -299,8 +370,8 @@ def test_numpy_functions_are_initializers():
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(
         ValueError,
-        match=r'^there is no initializer "glorot"; the known ones are "glorot_uniform", "ones", '
-        r'"orthogonal", "zeros", and any callable f\(shape, dtype=\.\.\.\) will do$',
+        match=r'^there is no initializer "glorot"; the known ones are "constant", .*'
+        r'"variance_scaling", "zeros", and any callable f\(shape, dtype=\.\.\.\) will do$',
     ):
         initializers.get("glorot")
 
@@ -327,10 +398,10 @@ def test_a_config_without_its_parts_is_refused(config):
 def test_an_unknown_setting_is_refused():
     with pytest.raises(
         ValueError,
-        match=r"^glorot_uniform: the settings must be among \['seed'\], got \['input_axes'\]; "
+        match=r"^glorot_uniform: the settings must be among \['input_axes', 'output_axes', 'seed'\], got \['axes'\]; "
         r"leave the others out$",
     ):
-        initializers.get({"class_name": "GlorotUniform", "config": {"input_axes": [0]}})
+        initializers.get({"class_name": "GlorotUniform", "config": {"axes": [0]}})
 
 
 @pytest.mark.parametrize(
