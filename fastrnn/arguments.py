@@ -166,7 +166,7 @@ CHECKS: dict[str, Check] = {
     "return_sequences": _flag,
     "return_state": _flag,
     "go_backwards": _flag,
-    "stateful": _no_flag_yet,
+    "stateful": _flag,
     "unroll": _flag,
     "reset_after": _flag,
     "use_cudnn": _cudnn,

@@ -6,8 +6,9 @@
     grads = lstm.backward(dy, tape)      # grads.x, grads.weights, grads.initial_state
     y_t, states = lstm.step(x_t, states) # one time step
 
-A layer holds its weights, nothing else: no call changes it but `build` (by itself on the first call) and
-`set_weights`, so several threads may call one layer at once. All arithmetic lies below, in `functional`.
+A layer holds its weights, nothing else: no call changes it but `build` (by itself on the first call), `set_weights`
+and `apply_constraints`, so several threads may call one layer at once. Only a layer with stateful=True also keeps the
+states of its last call: let one thread at a time call it. All arithmetic lies below, in `functional`.
 
 Legend: B batch, T time steps, I inputs, H units, G gates.
 
@@ -35,6 +36,7 @@ from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array
 from fastrnn.initializers import Initializer, InitializerLike, Shape
 from fastrnn.regularizers import RegularizerLike
+from fastrnn.states import KeepsStates
 
 __all__ = ["GRU", "LSTM", "SimpleRNN"]
 
@@ -57,16 +59,19 @@ class Tape:
     It holds the weights that `forward` used, so it stays valid after `set_weights`.
     """
 
-    __slots__ = ("_core", "_layer", "_penalties", "_return_state", "losses")
+    __slots__ = ("_core", "_core_has_states", "_layer", "_penalties", "_return_state", "losses")
 
     losses: list[float]
     """What the regularizers add to the loss of this forward pass: of the outputs, then of the weights, as in `losses`
     of Keras' layer. Its gradient is part of what `backward` returns."""
 
-    def __init__(self, layer: _Recurrent, core: functional.Tape, return_state: bool) -> None:
+    def __init__(
+        self, layer: _Recurrent, core: functional.Tape, return_state: bool, stateful: bool = False
+    ) -> None:
         self._layer = layer
         self._core = core
         self._return_state = return_state
+        self._core_has_states = return_state or stateful
         self._penalties: Penalties | None = None
         self.losses = []
 
@@ -74,7 +79,7 @@ class Tape:
         return f"<Tape of {self._layer!r}>"
 
 
-class _Recurrent:
+class _Recurrent(KeepsStates):
     """What the three layers share: arguments, weights, calls.
 
     A layer adds its constructor, how many gates it has, the name of its cell in the core, and, where they
@@ -104,7 +109,6 @@ class _Recurrent:
     return_sequences: bool
     return_state: bool
     go_backwards: bool
-    stateful: bool
     unroll: bool
     seed: int | None
     zero_output_for_mask: bool
@@ -177,14 +181,18 @@ class _Recurrent:
             x, packed = self._prepare(x, "x", "[batch, time, features]")
         if initial_state is not None:
             initial_state = self._prepare_states(initial_state, "initial_state")
-        return functional.run(
+        stateful = self.stateful
+        if stateful:
+            initial_state = self._begin_with(initial_state, x)
+        outputs = functional.run(
             packed,
             x,
             initial_state,
             return_sequences=self.return_sequences,
-            return_state=self.return_state,
+            return_state=self.return_state or stateful,
             go_backwards=self.go_backwards,
         )
+        return self._end_with(outputs, self.return_state) if stateful else outputs
 
     def forward(
         self,
@@ -212,16 +220,20 @@ class _Recurrent:
         x, packed = self._prepare(x, "x", "[batch, time, features]")
         if initial_state is not None:
             initial_state = self._prepare_states(initial_state, "initial_state")
-        return_state = self.return_state
+        return_state, stateful = self.return_state, self.stateful
+        if stateful:
+            initial_state = self._begin_with(initial_state, x)
         outputs, core = functional.run_forward(
             packed,
             x,
             initial_state,
             return_sequences=self.return_sequences,
-            return_state=return_state,
+            return_state=return_state or stateful,
             go_backwards=self.go_backwards,
         )
-        tape = Tape(self, core, return_state)
+        tape = Tape(self, core, return_state, stateful)
+        if stateful:
+            outputs = self._end_with(outputs, return_state)
         if self._has_regularizers:
             self._penalize(tape, outputs)
         return outputs, tape
@@ -260,16 +272,17 @@ class _Recurrent:
             gradients = self._floating(dy, "dy")
         elif isinstance(dy, (list, tuple)):
             gradients = self._prepare_states(dy, "dy")
-        if tape._penalties is None:
-            return functional.run_backward(gradients, tape._core)
-        return self._penalized_backward(gradients, tape._core, tape._penalties)
+        if tape._penalties is not None:
+            return self._penalized_backward(gradients, tape, tape._penalties)
+        return self._run_backward(gradients, tape)
 
     def step(
         self, x_t: ArrayLike, states: StatesLike | None = None, *, out: Sequence[Array] | None = None
     ) -> tuple[Array, list[Array]]:
         """Runs one time step with the layer's weights, for data that arrives step by step.
 
-        T steps give what one call gives; return_sequences, return_state and go_backwards have no say here.
+        T steps give what one call gives; return_sequences, return_state, go_backwards and stateful have no say
+        here.
 
         Args:
             x_t: floating array [B, I].
@@ -298,15 +311,17 @@ class _Recurrent:
         """Makes the weights, as the first call does by itself; does nothing on a layer built for this shape.
 
         Args:
-            input_shape: (batch, time, features); only features is read, the others may be None.
+            input_shape: (batch, time, features); time is not read and may be None, as may batch, for which a
+                stateful layer makes its states.
 
         Raises:
             ValueError: the shape has other than three entries or no number of features, or the layer was
                 built for another number.
         """
+        batch: Any
         last: Any
         try:
-            _, _, last = input_shape
+            batch, _, last = input_shape
             features = operator.index(last)
         except (TypeError, ValueError):
             features = -1
@@ -321,6 +336,8 @@ class _Recurrent:
                 f"{self._where}: input_shape must have the {packed.inputs} features that the layer was built "
                 f"for, got {features}; make a new layer for other inputs"
             )
+        if self.stateful and batch is not None and self._kept is None:
+            self._keep([np.zeros((batch, self.units), self._numpy_dtype)] * self._states)
 
     @property
     def built(self) -> bool:
@@ -474,7 +491,7 @@ class _Recurrent:
         return text
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in self.__dict__.items() if name != "_packed"}
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_packed", "_kept")}
         return state | {"weights": self.weights}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -563,9 +580,24 @@ class _Recurrent:
         losses = [float(regularizer(output)) / max(1, len(output)) for output in outputs]
         tape.losses = losses + self._weight_losses(tape._penalties.weights)
 
-    def _penalized_backward(
-        self, dy: Any, core: functional.Tape, penalties: Penalties
-    ) -> functional.Gradients:
+    def _run_backward(self, dy: Any, tape: Tape) -> functional.Gradients:
+        if tape._core_has_states and not tape._return_state:
+            dy = [dy] + [None] * self._states  # the states that only the layer kept
+        return functional.run_backward(dy, tape._core)
+
+    def _begin_with(
+        self, initial_state: Sequence[Array | None] | None, x: Array
+    ) -> Sequence[Array | None] | None:
+        """The states of a stateful layer's call: those kept, unless some were given."""
+        kept = self._begin(x)
+        return kept if initial_state is None else initial_state
+
+    def _end_with(self, outputs: Any, return_state: bool) -> Outputs:
+        """What a stateful layer's call returns of (y, *states), of which it keeps the states."""
+        self._keep(outputs[1:])
+        return outputs if return_state else outputs[0]
+
+    def _penalized_backward(self, dy: Any, tape: Tape, penalties: Penalties) -> functional.Gradients:
         """Backward of the loss and the penalties: their gradients by the outputs, and those by the weights."""
         outputs, weights = penalties
         several = isinstance(dy, (list, tuple))
@@ -584,7 +616,7 @@ class _Recurrent:
             (index, self._penalty(argument, regularizer, array))
             for index, argument, regularizer, array in weights
         ]
-        gradients = functional.run_backward(dy, core)
+        gradients = self._run_backward(dy, tape)
         for index, penalty in additions:
             gradients.weights[index] += penalty
         return gradients
@@ -712,7 +744,9 @@ class SimpleRNN(_Recurrent):
         activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
         kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
             `apply_constraints`.
-        dropout, recurrent_dropout, stateful, zero_output_for_mask:
+        stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
+            An initial_state given goes before them for that call. Copies and pickles don't take the states along.
+        dropout, recurrent_dropout, zero_output_for_mask:
             not supported yet, must be left at their defaults.
 
     Weights: kernel W [I, H], recurrent_kernel U [H, H], bias b [H].
@@ -800,7 +834,9 @@ class LSTM(_Recurrent):
         activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
         kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
             `apply_constraints`.
-        dropout, recurrent_dropout, stateful, zero_output_for_mask:
+        stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
+            An initial_state given goes before them for that call. Copies and pickles don't take the states along.
+        dropout, recurrent_dropout, zero_output_for_mask:
             not supported yet, must be left at their defaults.
 
     Weights: kernel W [I, 4*H], recurrent_kernel U [H, 4*H], bias b [4*H]; gates in the order i, f, g, o.
@@ -905,7 +941,9 @@ class GRU(_Recurrent):
         activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
         kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
             `apply_constraints`.
-        dropout, recurrent_dropout, stateful, zero_output_for_mask:
+        stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
+            An initial_state given goes before them for that call. Copies and pickles don't take the states along.
+        dropout, recurrent_dropout, zero_output_for_mask:
             not supported yet, must be left at their defaults.
 
     Weights: kernel W [I, 3*H], recurrent_kernel U [H, 3*H], bias [2, 3*H] (b, then d) or without reset_after

@@ -188,8 +188,11 @@ def keras_in_float64():
         yield keras
 
 
-def keras_layer(cell: str, weights: list[np.ndarray], **options):
-    """keras.layers.SimpleRNN, LSTM or GRU with these weights and dtype; options go to its constructor."""
+def keras_layer(cell: str, weights: list[np.ndarray], batch: int | None = None, **options):
+    """keras.layers.SimpleRNN, LSTM or GRU with these weights and dtype; options go to its constructor.
+
+    With stateful=True it needs the batch size.
+    """
     layers = import_keras().layers
     layer_class = {
         "simple_rnn": layers.SimpleRNN,
@@ -199,6 +202,6 @@ def keras_layer(cell: str, weights: list[np.ndarray], **options):
     }[cell]
     kernel, recurrent_kernel, *bias = weights
     layer = layer_class(recurrent_kernel.shape[0], use_bias=bool(bias), dtype=str(kernel.dtype), **options)
-    layer.build((None, None, kernel.shape[0]))
+    layer.build((batch, None, kernel.shape[0]))
     layer.set_weights(weights)
     return layer

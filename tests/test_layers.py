@@ -899,6 +899,143 @@ def test_the_tape_shows_its_layer():
     assert repr(layer.forward(x)[1]) == f"<Tape of {layer!r}>"
 
 
+# ---- States that are kept ----
+
+
+@cells
+@sequences_or_last
+@state_or_not
+@both_directions
+@pytest.mark.parametrize("call", ["call", "forward"])
+def test_stateful_calls_give_what_they_give_in_keras(
+    cell, return_sequences, return_state, go_backwards, call
+):
+    problem = random_problem(cell, B, T, INPUTS, H, "float64")
+    options = dict(
+        return_sequences=return_sequences, return_state=return_state, go_backwards=go_backwards, stateful=True
+    )
+    ours = build(cell, problem.weights, **options)
+    assert ours.states is None
+    run = {"call": ours, "forward": lambda x, s=None: ours.forward(x, initial_state=s)[0]}[call]
+    with keras_in_float64() as keras:
+        theirs = keras_layer(cell, problem.weights, B, **options)
+        x = keras.ops.convert_to_tensor(problem.x)
+
+        def check(states=None):
+            expected = to_numpy(keras, theirs(x, initial_state=states))
+            outputs = run(problem.x, states)
+            assert_close(as_list(outputs), expected, TOLERANCE["float64"])
+            assert isinstance(outputs, tuple) == return_state
+            kept = [keras.ops.convert_to_numpy(s.value) for s in theirs.states]
+            assert_close(ours.states, kept, TOLERANCE["float64"])
+
+        check()
+        check()
+        check(problem.initial_state)  # goes before what is kept, once
+        check()
+        theirs.reset_state()
+        ours.reset_state()
+        check()
+
+
+@cells
+@state_or_not
+def test_gradients_of_a_stateful_call_are_those_from_its_first_states(cell, return_state):
+    problem = random_problem(cell, B, T, INPUTS, H)
+    regularized = dict(activity_regularizer="l2", kernel_regularizer="l2", return_state=return_state)
+    layer, plain = (build(cell, problem.weights, stateful=s, **regularized) for s in (True, False))
+    layer(problem.x)
+    states = layer.states
+    for dy in (random_gradients(plain(problem.x)), None):
+        y, tape = layer.forward(problem.x)
+        expected_y, expected_tape = plain.forward(problem.x, initial_state=states)
+        states = layer.states
+        assert_same(y, expected_y)
+        assert tape.losses == expected_tape.losses
+        layer(problem.x)  # has no say in the tape
+        layer.reset_state()
+        gradients, expected = layer.backward(dy, tape), plain.backward(dy, expected_tape)
+        for field, expected_field in zip(gradients, expected, strict=True):
+            assert_same(field, expected_field)
+        layer(problem.x, initial_state=states)
+        states = layer.states
+
+
+def test_the_batch_size_may_change_after_a_reset_only():
+    layer, x = built(stateful=True)
+    layer(x)
+    before = layer.states
+    for call in (layer, layer.forward):
+        for states in (None, [np.zeros((1, H), "float32")] * 2):
+            with pytest.raises(
+                ValueError,
+                match=r"^LSTM: x must have the batch size 3 of the states that are kept from call to call, got 1; "
+                r"call reset_state\(\) before another batch$",
+            ):
+                call(x[:1], initial_state=states)
+    assert all(a is b for a, b in zip(layer.states, before, strict=True))
+    layer.reset_states()
+    assert_same(layer(x[:1]), built()[0](x[:1]))
+    assert [s.shape for s in layer.states] == [(1, H)] * 2
+
+
+def test_a_failed_call_leaves_the_states_as_they_were():
+    layer, x = built(stateful=True)
+    layer(x)
+    before = layer.states
+    for wrong in (x[0], x[:, :, 1:], np.float32(1)):
+        with pytest.raises(ValueError, match=r"^LSTM: x must "):
+            layer(wrong)
+    assert_same(layer.states, before)
+
+
+def test_kept_states_belong_to_the_layer():
+    layer, x = built("gru", stateful=True, return_state=True)
+    y, h = layer(x)
+    for returned in (y, h):
+        returned[...] = 9
+    with pytest.raises(ValueError, match="read-only"):
+        layer.states[0][...] = 9
+    layer.states.clear()
+    plain, _ = built("gru", return_state=True)
+    assert_same(layer(x), plain(x, initial_state=plain(x)[1:]))
+    other = built("gru")[0]
+    assert other(x, initial_state=layer.states).shape == (B, H)
+
+
+@cells
+def test_building_for_a_batch_makes_the_states(cell):
+    layer = LAYERS[cell](H, stateful=True, dtype="float64")
+    layer.build((None, None, INPUTS))
+    assert layer.states is None
+    layer.build((B, None, INPUTS))
+    assert_same(layer.states, [np.zeros((B, H))] * STATES[cell])
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))],
+    ids=["copy", "deep", "pickle"],
+)
+def test_copies_begin_with_zeros_as_those_of_keras_do(duplicate):
+    layer, x = built(stateful=True)
+    first, kept = layer(x), layer.states
+    twin = duplicate(layer)
+    assert twin.stateful and twin.states is None
+    assert_same(twin(x), first)
+    assert_same(layer.states, kept)
+
+
+def test_steps_and_other_layers_keep_nothing():
+    layer, x = built(stateful=True)
+    layer.step(x[:, 0])
+    assert layer.states is None
+    plain, _ = built()
+    plain(x)
+    plain.reset_state()
+    assert plain.states is None
+
+
 # ---- Configuration, copies, repr ----
 
 FULL = dict(
@@ -1078,7 +1215,6 @@ def test_a_subclass_of_ones_own_works():
         ("dropout", 0.5),
         ("dropout", 1),
         ("recurrent_dropout", 0.25),
-        ("stateful", True),
         ("zero_output_for_mask", True),
         ("activation", "relu"),
         ("activation", None),
