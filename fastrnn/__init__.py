@@ -8,6 +8,7 @@ state), the compiled kernels. `fastrnn.reference` computes the same in plain Num
 from fastrnn import _installed  # noqa: F401, I001  (first: it finds the compiled module when this is a source folder)
 from fastrnn._core import __version__
 from fastrnn import constraints, functional, initializers, reference, regularizers
+from fastrnn.cells import RNN, GRUCell, LSTMCell, SimpleRNNCell, StackedRNNCells
 from fastrnn.functional import Gradients
 from fastrnn.layers import GRU, LSTM, SimpleRNN
 from fastrnn.runtime import (
@@ -24,8 +25,13 @@ from fastrnn.runtime import (
 __all__ = [
     "GRU",
     "LSTM",
+    "RNN",
+    "GRUCell",
     "Gradients",
+    "LSTMCell",
     "SimpleRNN",
+    "SimpleRNNCell",
+    "StackedRNNCells",
     "__version__",
     "available_isas",
     "compiled_isas",

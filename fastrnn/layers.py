@@ -122,7 +122,7 @@ class _Recurrent(KeepsStates):
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         # `arguments` are the locals() of the layer's own __init__, whose signature is the one list of them.
-        self._where = type(self).__name__  # what error messages begin with
+        self.__dict__.setdefault("_where", type(self).__name__)  # what error messages begin with
         self._arguments = [name for name in arguments if name in CHECKS]
         for name in self._arguments:
             self.__dict__[name] = CHECKS[name](self._where, name, arguments[name])
