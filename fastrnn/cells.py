@@ -272,7 +272,7 @@ class StackedRNNCells:
 
     Raises:
         TypeError: `cells` is no list of cells.
-        ValueError: it is empty.
+        ValueError: it is empty, or has one cell twice.
 
     >>> cells = StackedRNNCells([LSTMCell(4), GRUCell(5)])
     >>> cells.state_size, cells.output_size
@@ -290,6 +290,11 @@ class StackedRNNCells:
             raise ValueError(f"{where}: cells must be one cell or more, got none; pass a list of cells")
         for cell in cells:
             _check_cell(where, cell)
+        if len({id(cell) for cell in cells}) < len(cells):
+            raise ValueError(
+                f"{where}: cells must be different objects, got one of them twice; make a cell for each place, as "
+                "weights and gradients are listed cell by cell"
+            )
         self.cells = list(cells)
         self.name = CHECKS["name"](where, "name", name)
 
@@ -689,8 +694,8 @@ class RNN(KeepsStates):
     """The recurrent layer of a cell, or of cells one over the other; keras.layers.RNN.
 
     With cells of ours it runs the fused kernels, one layer after the other, and gives what these layers give; a cell
-    of one's own (see `fastrnn.cells`) runs in a loop over time. The weights are those of the cells, also when a cell is
-    used twice.
+    of one's own (see `fastrnn.cells`) runs in a loop over time. The weights are those of the cells, also when
+    several layers use a cell.
 
     Args:
         cell: a cell, a list of cells, or StackedRNNCells.

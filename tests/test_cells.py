@@ -615,6 +615,7 @@ def test_copies_give_the_same_results(duplicate):
 
 
 X = np.ones((B, T, INPUTS))
+CELL = LSTMCell(3)
 
 
 @pytest.mark.parametrize(
@@ -622,6 +623,11 @@ X = np.ones((B, T, INPUTS))
     [
         (lambda: RNN(3), TypeError, r"RNN: a cell must have state_size, .*, got 3 with state_size None; "),
         (lambda: RNN([]), ValueError, r"StackedRNNCells: cells must be one cell or more, got none; "),
+        (
+            lambda: RNN([CELL, CELL]),
+            ValueError,
+            r"StackedRNNCells: cells must be different objects, got one ",
+        ),
         (
             lambda: StackedRNNCells(3),
             TypeError,
