@@ -448,6 +448,43 @@ def test_child_forked_while_another_thread_packs_the_weights_can_call_the_layer(
     )
 
 
+def test_child_forked_while_another_thread_releases_memory_can_use_the_kept_memory():
+    run_script(
+        """
+        # On one processor, and with this thread always first: it goes on to fork while the other thread stands
+        # wherever its end of sleep met it. Without the handlers of fork, some 3 % of the children hang.
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+
+        def release():
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+            while releasing:
+                fastrnn.release_memory()
+
+        fastrnn.set_num_threads(1)
+        layer = make(fastrnn.LSTM, 64, return_sequences=True)
+        x = repeated(32, 64, 1)  # y has 512 kB: large enough to be kept
+        expected = digest(layer(x))
+
+        def child():
+            fastrnn.release_memory()
+            check(digest(layer(x)), expected)
+
+        releasing = True
+        thread = threading.Thread(target=release)
+        thread.start()
+        try:
+            for _ in range(500):
+                time.sleep(0.0005)
+                check(status_of_child(child, seconds=5), 0)
+            assert thread.is_alive(), "no other thread released memory, so this tests nothing"
+        finally:
+            releasing = False
+            thread.join()
+        """,
+        warnings=FORK_WARNINGS,
+    )
+
+
 def test_child_forked_while_another_thread_builds_the_layer_can_call_it():
     run_script(
         """
@@ -1293,6 +1330,67 @@ def test_memory_does_not_grow_over_thousands_of_calls_and_errors():
         assert megabytes < 10  # 5 kB a round
         assert blocks < 500  # Python's objects: one in four rounds
         """
+    )
+
+
+NEW_MEMORY = """
+fastrnn.set_num_threads(int(sys.argv[1]))
+
+def fits(call, size):
+    # Whether a call, not the first of its kind, does with so many bytes of new address space.
+    fastrnn.release_memory()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (memory(0) + size, limits[1]))
+    try:
+        call()
+    except MemoryError:
+        return False
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    return True
+"""
+
+
+@one_or_two_threads
+def test_inference_of_the_last_output_needs_no_memory_that_grows_with_time(threads):
+    run_script(
+        """
+        for layer_class in fastrnn.SimpleRNN, fastrnn.LSTM, fastrnn.GRU:
+            for B in 32, 1:  # divided by rows, by units
+                layer = make(layer_class, 64)
+                x = repeated(B, 600_000 // B, 4)
+                layer(x[:, :100])
+                assert fits(lambda: layer(x), 1 << 19), (layer_class, B)  # not a byte per row and step
+                layer.return_sequences = True
+                assert not fits(lambda: layer(x), 1 << 19), "a lack of memory isn't noticed"
+        """,
+        threads,
+        prelude=PRELUDE + NEW_MEMORY,
+    )
+
+
+@one_or_two_threads
+def test_training_an_lstm_needs_24_bytes_per_row_step_and_unit(threads):
+    run_script(
+        """
+        B, T, H = 32, 1000, 64
+        x, dy, size = repeated(B, T, 1), np.ones((B, H), "float32"), 24 * B * T * H
+        kernel, recurrent_kernel = np.ones((1, 4 * H), "float32"), np.ones((H, 4 * H), "float32")
+        weights = fastrnn.functional.Weights("lstm", kernel, recurrent_kernel)
+
+        def forward():
+            return fastrnn.functional.run_forward(weights, x)[1]
+
+        tape = forward()
+        check(tape.nbytes, size)
+        fastrnn.functional.run_backward(dy, tape)
+        assert fits(forward, size + (6 << 20))  # up to 4 for whole huge pages; one more value per unit takes 8
+        assert not fits(forward, size // 2), "a lack of memory isn't noticed"
+        tape = forward()
+        assert fits(lambda: fastrnn.functional.run_backward(dy, tape), 6 << 20)
+        """,
+        threads,
+        prelude=PRELUDE + NEW_MEMORY,
     )
 
 

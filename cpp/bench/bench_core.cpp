@@ -87,21 +87,20 @@ void run(const Workload& w, double seconds) {
   const fastrnn::Weights<T> weights{
       w.cell, I, H, {kernel.data(), columns, 1}, {recurrent_kernel.data(), columns, 1}, {bias.data(), columns, 1}};
   const fastrnn::PackedWeights<T> forward_weights(weights), backward_weights(weights, fastrnn::Pass::backward);
+  const auto set_input = [&](auto& call) {
+    call.batch = B;
+    call.time = steps;
+    call.x = x.data();
+    call.x_batch_stride = steps * I;
+    call.x_time_stride = I;
+  };
   fastrnn::Forward<T> forward{};
-  forward.batch = B;
-  forward.time = steps;
-  forward.x = x.data();
-  forward.x_batch_stride = steps * I;
-  forward.x_time_stride = I;
+  set_input(forward);
   forward.y = y.data();
   forward.y_batch_stride = steps * H;
   forward.y_time_stride = H;
   fastrnn::Backward<T> backward{};
-  backward.batch = B;
-  backward.time = steps;
-  backward.x = x.data();
-  backward.x_batch_stride = steps * I;
-  backward.x_time_stride = I;
+  set_input(backward);
   backward.tape = tape.data();
   backward.dy = dy.data();
   backward.dy_batch_stride = steps * H;

@@ -1,6 +1,6 @@
-// Blocks of memory that are used again: a training step asks for the same sizes every time, and fresh pages cost more
-// than the work done on them. (Of an LSTM's training step, batch 256, 64 steps, 128 units, the system's clearing of
-// pages took a tenth.)
+// Blocks of memory that are used again: a training step asks for the same sizes every time, and the system clears fresh
+// pages first. (An LSTM's training step through Python, batch 256, 64 steps, 64 inputs, 128 units, took 55.4 instead of
+// 58.5 ms.)
 #include <pthread.h>
 #include <sys/mman.h>
 

@@ -286,6 +286,7 @@ template <class V>
 FASTRNN_INLINE V load(const Scalar<V>* p, First<V> n) {
   return load_first(p, n);
 }
+/// V is deduced from v alone, not from n (enable_if hides it there), so that a plain number converts to First.
 template <class V>
 FASTRNN_INLINE void store(Scalar<V>* p, const V& v, First<std::enable_if_t<true, V>> n) {
   store_first(p, v, n);
@@ -423,8 +424,8 @@ FASTRNN_INLINE V tanh(const V& x) {
   using T = Scalar<V>;
   const V one = broadcast<V>(T(1));
   V scale, p;
-  exp_parts<0>(max_or_nan(broadcast<V>(T(-60)), mul(broadcast<V>(T(2)), negative_abs(x))), scale,
-               p);  // tanh 30 rounds to 1
+  // -2|x| is cut off at -60: tanh 30 rounds to 1.
+  exp_parts<0>(max_or_nan(broadcast<V>(T(-60)), mul(broadcast<V>(T(2)), negative_abs(x))), scale, p);
   return copy_sign(div(fma(scale, p, sub(scale, one)), fma(scale, p, add(scale, one))), x);
 }
 

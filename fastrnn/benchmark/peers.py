@@ -566,6 +566,31 @@ class OpenVino(OnnxRuntime):
 # ---- JAX
 
 
+def jax_call(
+    jax: Any, mode: str, problem: Problem, forward: Callable[[Any, Any], Any], weights: Any, time_first: bool
+) -> Call:
+    """A function (x, weights) -> y, jitted, to train with its gradients; x, y are [B, T, ...] or time first."""
+    x, dy = (jax.numpy.asarray(time_major(a) if time_first else a) for a in (problem.x, problem.dy))
+
+    def gradients(x: Any, weights: Any, dy: Any) -> Any:
+        y, pullback = jax.vjp(forward, x, weights)
+        return y, pullback(dy)
+
+    infer, train = jax.jit(forward), jax.jit(gradients)
+    run: Callable[[], Any] = {
+        "infer": lambda: infer(x, weights).block_until_ready(),
+        "train": lambda: jax.block_until_ready(train(x, weights, dy)),
+    }[mode]
+
+    def answer() -> list[Array]:
+        # y; to train also its gradients: of x, then of the weights
+        arrays = [np.asarray(a) for a in jax.tree.leaves(run())]
+        y, *dx = [a.swapaxes(0, 1) if time_first else a for a in arrays[:2]]
+        return [y * problem.valid, *dx, *arrays[2:]]
+
+    return Call(run, answer)
+
+
 class Jax(Peer):
     """The equations in jax.numpy, jitted: x.W for all steps in one product, then lax.scan over time."""
 
@@ -602,7 +627,6 @@ class Jax(Peer):
     def _whole(self, workload: Workload, mode: str, problem: Problem) -> Call:
         self._enable(workload)
         jax, jnp, step = self.jax, self.jax.numpy, self._cell(workload)
-        x, dy = (jnp.asarray(time_major(a)) for a in (problem.x, problem.dy))
         weights = jax.tree.map(jnp.asarray, problem.weights)
         zeros = tuple(jnp.asarray(s) for s in zero_states(workload))
 
@@ -616,24 +640,7 @@ class Jax(Peer):
                 x = jnp.concatenate([direction(x, c, i == 1) for i, c in enumerate(layer)], -1)
             return x
 
-        def gradients(x: Any, weights: Any, dy: Any) -> Any:
-            y, pullback = jax.vjp(forward, x, weights)
-            return y, pullback(dy)
-
-        if mode == "infer":
-            infer = jax.jit(forward)
-            return Call(
-                lambda: infer(x, weights).block_until_ready(),
-                lambda: [np.asarray(infer(x, weights)).swapaxes(0, 1) * problem.valid],
-            )
-        train = jax.jit(gradients)
-
-        def answer() -> list[Array]:
-            y, (dx, dweights) = train(x, weights, dy)
-            y, dx = np.asarray(y).swapaxes(0, 1), np.asarray(dx).swapaxes(0, 1)
-            return [y * problem.valid, dx, *map(np.asarray, jax.tree.leaves(dweights))]
-
-        return Call(lambda: jax.block_until_ready(train(x, weights, dy)), answer)
+        return jax_call(jax, mode, problem, forward, weights, time_first=True)
 
     def _stepwise(self, workload: Workload, problem: Problem) -> Call:
         self._enable(workload)
@@ -704,35 +711,16 @@ class KerasJax(_Keras):
         self.jax: Any = import_module("jax")
 
     def _whole(self, workload: Workload, mode: str, problem: Problem) -> Call:
-        jax, jnp = self.jax, self.jax.numpy
         layers = self._layers(workload, problem)
         weights = [[v.value for v in layer.trainable_variables] for layer in layers]
         others = [[v.value for v in layer.non_trainable_variables] for layer in layers]
-        x, dy = jnp.asarray(problem.x), jnp.asarray(problem.dy)
 
         def forward(x: Any, weights: Any) -> Any:
             for layer, own, other in zip(layers, weights, others, strict=True):
                 x, _ = layer.stateless_call(own, other, x)
             return x
 
-        def gradients(x: Any, weights: Any, dy: Any) -> Any:
-            y, pullback = jax.vjp(forward, x, weights)
-            return y, pullback(dy)
-
-        if mode == "infer":
-            infer = jax.jit(forward)
-            return Call(
-                lambda: infer(x, weights).block_until_ready(),
-                lambda: [np.asarray(infer(x, weights)) * problem.valid],
-            )
-        train = jax.jit(gradients)
-
-        def answer() -> list[Array]:
-            y, (dx, dweights) = train(x, weights, dy)
-            arrays = [np.asarray(a) for a in (y, dx, *jax.tree.leaves(dweights))]
-            return [arrays[0] * problem.valid, *arrays[1:]]
-
-        return Call(lambda: jax.block_until_ready(train(x, weights, dy)), answer)
+        return jax_call(self.jax, mode, problem, forward, weights, time_first=False)
 
     def _stepwise(self, workload: Workload, problem: Problem) -> Call:
         jax, jnp = self.jax, self.jax.numpy
