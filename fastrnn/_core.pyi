@@ -17,6 +17,8 @@ class Weights:
         recurrent_kernel: _Array,
         bias: _Array | None = None,
         *,
+        peephole: _Array | None = None,
+        activations: Sequence[tuple[int, float, float, float]] | None = None,
         name: str | None = None,
     ) -> None: ...
     @property
@@ -49,9 +51,14 @@ def forward(
     return_state: bool,
     go_backwards: bool,
     training: bool,
+    mask: _Array | None,
+    zero_output_for_mask: bool,
+    dropout_mask: _Array | None,
+    recurrent_dropout_mask: _Array | None,
+    threads: int,
 ) -> tuple[_Array, tuple[_Array, ...], Tape | None]: ...
 def backward(
-    dy: _Array | Sequence[_Array | None] | None, tape: Tape
+    dy: _Array | Sequence[_Array | None] | None, tape: Tape, threads: int
 ) -> tuple[_Array, list[_Array], list[_Array]]: ...
 def step(
     weights: Weights, x_t: _Array, states: _States = None, out: Sequence[_Array] | None = None

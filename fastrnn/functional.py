@@ -1,28 +1,61 @@
 """The recurrent layers as functions of their weights: the one road into the kernels.
 
-Legend: B batch, T time steps, I inputs (features), H units. Gates lie side by side in the columns of a kernel, in Keras'
-order: LSTM i f c o, GRU z r h.
+Legend: B batch, T time steps, I inputs (features), H units, G gates. Gates lie side by side in the columns of a kernel, in
+Keras' order: LSTM i f c o, GRU z r h.
 
 For every cell there are three functions. `lstm` runs inference. `lstm_forward` also returns a tape, which `lstm_backward`
-turns into gradients; a tape serves once. It refers to x, the weights and the initial states of its forward pass without
-copying them: don't change those before backward.
+turns into gradients; a tape serves once. It refers to x, the weights, the masks and the initial states of its forward pass
+without copying them: don't change those before backward. What all functions take beside their weights is in `Options`.
 
 All arrays of a call have one dtype, float32 or float64 in native byte order; nothing is converted. Arrays may be read-only
 and have any strides; x, dy and states whose last axis is not contiguous are copied for the call.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from fastrnn import _core
+from fastrnn import _core, activations
 from fastrnn._core import Tape as Tape
 from fastrnn._core import Weights as Weights
+from fastrnn.activations import ActivationLike
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Array = NDArray[Any]
 States = Sequence[Array | None] | Array | None
 Outputs = Array | tuple[Array, ...]
+
+
+class Options(TypedDict, total=False):
+    """What every function takes beside x and the weights, as keywords."""
+
+    initial_state: States
+    """A list of one [B, H] array or None (zeros) per state; None: zeros. One array alone for a cell with one state."""
+    mask: Array | None
+    """[B, T] bool: True where there is a step; None: everywhere. Elsewhere x is not read, the states stay, and the output
+    repeats the one before (zeros before the first step), as in Keras. Masked steps are left out, which saves their time."""
+    lengths: ArrayLike | None
+    """[B] integers, at most T: short for the mask that is True in the first so many steps of each row."""
+    zero_output_for_mask: bool
+    """The outputs of masked steps are zeros instead; matters with return_sequences alone."""
+    dropout_mask: Array | None
+    """[B, I], or [B, G, I] with one for each gate: factors of x (0, or 1 / (1 - rate)), the same at every step."""
+    recurrent_dropout_mask: Array | None
+    """[B, G, H]: factors of what each gate's recurrent kernel multiplies, the same at every step."""
+    return_sequences: bool
+    """Return h of every step instead of the last."""
+    return_state: bool
+    """Also return the final states."""
+    go_backwards: bool
+    """Read x and the mask from the last step to the first; outputs stay in the order in which they are computed."""
+    threads: int
+    """The most threads that this call may use; 0: get_num_threads()."""
 
 
 class Gradients(NamedTuple):
@@ -31,7 +64,7 @@ class Gradients(NamedTuple):
     x: Array
     """[B, T, I]"""
     weights: list[Array]
-    """kernel, recurrent kernel, and bias if there is one"""
+    """kernel, recurrent kernel, then bias and peephole if there are any"""
     initial_state: list[Array]
     """[B, H] for every state, also where none was given"""
 
@@ -44,11 +77,19 @@ def run(
     x: Array,
     initial_state: States = None,
     *,
+    mask: Array | None = None,
+    lengths: ArrayLike | None = None,
+    zero_output_for_mask: bool = False,
+    dropout_mask: Array | None = None,
+    recurrent_dropout_mask: Array | None = None,
     return_sequences: bool = False,
     return_state: bool = False,
     go_backwards: bool = False,
+    threads: int = 0,
 ) -> Outputs:
-    """Run inference with prepared weights; see `lstm` for the arguments."""
+    """Run inference with prepared weights; see `Options` for the arguments."""
+    if lengths is not None:
+        mask = mask_of(weights.name, lengths, mask, x)
     y, states, _ = _core.forward(
         weights,
         x,
@@ -57,6 +98,11 @@ def run(
         return_state=return_state,
         go_backwards=go_backwards,
         training=False,
+        mask=mask,
+        zero_output_for_mask=zero_output_for_mask,
+        dropout_mask=dropout_mask,
+        recurrent_dropout_mask=recurrent_dropout_mask,
+        threads=threads,
     )
     return (y, *states) if return_state else y
 
@@ -66,11 +112,19 @@ def run_forward(
     x: Array,
     initial_state: States = None,
     *,
+    mask: Array | None = None,
+    lengths: ArrayLike | None = None,
+    zero_output_for_mask: bool = False,
+    dropout_mask: Array | None = None,
+    recurrent_dropout_mask: Array | None = None,
     return_sequences: bool = False,
     return_state: bool = False,
     go_backwards: bool = False,
+    threads: int = 0,
 ) -> tuple[Outputs, Tape]:
-    """Run a forward pass with prepared weights and keep a tape; see `lstm_forward` for the arguments."""
+    """Run a forward pass with prepared weights and keep a tape; see `Options` for the arguments."""
+    if lengths is not None:
+        mask = mask_of(weights.name, lengths, mask, x)
     y, states, tape = _core.forward(
         weights,
         x,
@@ -79,14 +133,19 @@ def run_forward(
         return_state=return_state,
         go_backwards=go_backwards,
         training=True,
+        mask=mask,
+        zero_output_for_mask=zero_output_for_mask,
+        dropout_mask=dropout_mask,
+        recurrent_dropout_mask=recurrent_dropout_mask,
+        threads=threads,
     )
     assert tape is not None
     return ((y, *states) if return_state else y), tape
 
 
-def run_backward(dy: Array | Sequence[Array | None] | None, tape: Tape) -> Gradients:
+def run_backward(dy: Array | Sequence[Array | None] | None, tape: Tape, *, threads: int = 0) -> Gradients:
     """Turn the gradient of a forward pass's outputs into those of its inputs; see `lstm_backward`."""
-    return Gradients(*_core.backward(dy, tape))
+    return Gradients(*_core.backward(dy, tape, threads))
 
 
 def run_step(
@@ -100,11 +159,142 @@ def run_step(
     return _core.step(weights, x_t, states, out)
 
 
+def mask_of(where: str, lengths: ArrayLike, mask: Array | None, x: Array) -> Array:
+    """The mask [B, T] that is True in the first `lengths[b]` steps of row b of x [B, T, I].
+
+    Raises:
+        TypeError: the lengths are no integers.
+        ValueError: there is a mask too, or there are not B lengths, or one is negative or larger than T.
+    """
+    if mask is not None:
+        raise ValueError(f"{where}: lengths and mask must not both be given; leave one of them out")
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu":
+        raise TypeError(
+            f"{where}: lengths must be integers, got {array.dtype}; convert them with lengths.astype(int)"
+        )
+    batch, time = x.shape[:2]
+    if array.shape != (batch,):
+        raise ValueError(f"{where}: lengths must have shape ({batch},), one for each row, got {array.shape}")
+    if array.size and (array.min() < 0 or array.max() > time):
+        wrong = array[(array < 0) | (array > time)][0]
+        raise ValueError(
+            f"{where}: lengths must be from 0 to {time}, the time steps of x, got {wrong}; cut or pad x to fit"
+        )
+    return np.arange(time) < array[:, None]
+
+
 # ---- By name
 
 
-def _weights(cell: str, function: str, kernel: Array, recurrent_kernel: Array, bias: Array | None) -> Weights:
-    return Weights(cell, kernel, recurrent_kernel, bias, name=f"functional.{function}")
+def activation_codes(*chosen: ActivationLike) -> list[tuple[int, float, float, float]]:
+    """What the kernels know activations by: of the gates, of the candidate, of an LSTM's c on its way to h.
+
+    Raises:
+        NotImplementedError: one of them is made of Python callables.
+    """
+    codes = []
+    for activation in map(activations.get, chosen):
+        if not isinstance(activation, activations.Activation):
+            raise NotImplementedError(
+                f"the kernels compute no Python callables, got {activation!r}; use the name of an activation"
+            )
+        clip = np.inf if activation.clip is None else activation.clip
+        codes.append((activation.code, activation.alpha, activation.beta, clip))
+    return codes
+
+
+def lstm_cell(variant: str | None, peephole: bool) -> str:
+    """The name of the kernels' cell for a variant of LSTM, with or without peepholes.
+
+    Raises:
+        ValueError: there is no such variant, or it has no peepholes.
+    """
+    if variant not in VARIANTS:
+        known = ", ".join(repr(name) for name in VARIANTS)
+        raise ValueError(f"variant must be one of {known}, got {variant!r}")
+    if variant == "np" and peephole:
+        raise ValueError('variant "np" is the LSTM without peepholes; leave peephole out')
+    gates = f"_{variant}" if variant in ("nig", "nfg", "nog", "cifg") else ""
+    return f"lstm{gates}_peephole" if peephole else f"lstm{gates}"
+
+
+def lstm_activations(
+    variant: str | None, activation: ActivationLike, recurrent_activation: ActivationLike
+) -> tuple[ActivationLike, ActivationLike, ActivationLike]:
+    """The activations of the gates, the candidate and c, of a variant of LSTM."""
+    return (
+        recurrent_activation,
+        "linear" if variant == "niaf" else activation,
+        "linear" if variant == "noaf" else activation,
+    )
+
+
+VARIANTS = (None, "vanilla", "nig", "nfg", "nog", "niaf", "noaf", "cifg", "np")
+
+
+def _simple_rnn_weights(
+    kernel: Array, recurrent_kernel: Array, bias: Array | None, activation: ActivationLike
+) -> Weights:
+    return Weights(
+        "simple_rnn",
+        kernel,
+        recurrent_kernel,
+        bias,
+        activations=activation_codes("sigmoid", activation, activation),
+        name="functional.simple_rnn",
+    )
+
+
+def _indrnn_weights(
+    kernel: Array, recurrent_kernel: Array, bias: Array | None, activation: ActivationLike
+) -> Weights:
+    return Weights(
+        "indrnn",
+        kernel,
+        recurrent_kernel,
+        bias,
+        activations=activation_codes("sigmoid", activation, activation),
+        name="functional.indrnn",
+    )
+
+
+def _lstm_weights(
+    kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array | None,
+    activation: ActivationLike,
+    recurrent_activation: ActivationLike,
+    variant: str | None,
+    peephole: Array | None,
+) -> Weights:
+    return Weights(
+        lstm_cell(variant, peephole is not None),
+        kernel,
+        recurrent_kernel,
+        bias,
+        peephole=peephole,
+        activations=activation_codes(*lstm_activations(variant, activation, recurrent_activation)),
+        name="functional.lstm",
+    )
+
+
+def _gru_weights(
+    kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array | None,
+    activation: ActivationLike,
+    recurrent_activation: ActivationLike,
+    reset_after: bool,
+) -> Weights:
+    return Weights(
+        "gru" if reset_after else "gru_reset_before",
+        kernel,
+        recurrent_kernel,
+        bias,
+        activations=activation_codes(recurrent_activation, activation, activation),
+        name="functional.gru",
+    )
 
 
 def _tape_of(function: str, tape: Tape) -> Tape:
@@ -127,14 +317,12 @@ def simple_rnn(
     recurrent_kernel: Array,
     bias: Array | None = None,
     *,
-    initial_state: States = None,
-    return_sequences: bool = False,
-    return_state: bool = False,
-    go_backwards: bool = False,
+    activation: ActivationLike = "tanh",
+    **options: Unpack[Options],
 ) -> Outputs:
     """Run a simple recurrent layer over a batch of sequences.
 
-    The equations, for every step t:
+    The equation, for every step t:
 
         h_t = tanh(x_t W + h_(t-1) U + b)
 
@@ -145,10 +333,8 @@ def simple_rnn(
         kernel: W, [I, H].
         recurrent_kernel: U, [H, H].
         bias: b, [H]; None: no bias.
-        initial_state: One [B, H] array, or a list of it; None: zeros.
-        return_sequences: Return h of every step instead of the last.
-        return_state: Also return the final state.
-        go_backwards: Read x from its last step to its first; outputs stay in the order in which they are computed.
+        activation: What `activations.get` takes.
+        options: See `Options`. The states are [h].
 
     Returns:
         y [B, H], or [B, T, H] with `return_sequences`; with `return_state` the tuple `(y, h)`, states [B, H].
@@ -163,14 +349,7 @@ def simple_rnn(
     >>> simple_rnn(x, kernel, recurrent_kernel, return_sequences=True).shape
     (8, 5, 16)
     """
-    return run(
-        _weights("simple_rnn", "simple_rnn", kernel, recurrent_kernel, bias),
-        x,
-        initial_state,
-        return_sequences=return_sequences,
-        return_state=return_state,
-        go_backwards=go_backwards,
-    )
+    return run(_simple_rnn_weights(kernel, recurrent_kernel, bias, activation), x, **options)
 
 
 def simple_rnn_forward(
@@ -179,10 +358,8 @@ def simple_rnn_forward(
     recurrent_kernel: Array,
     bias: Array | None = None,
     *,
-    initial_state: States = None,
-    return_sequences: bool = False,
-    return_state: bool = False,
-    go_backwards: bool = False,
+    activation: ActivationLike = "tanh",
+    **options: Unpack[Options],
 ) -> tuple[Outputs, Tape]:
     """Run `simple_rnn` and keep what its gradient needs: the arguments of `simple_rnn`, and a tape as second result.
 
@@ -192,14 +369,7 @@ def simple_rnn_forward(
     >>> simple_rnn_backward(np.ones_like(y), tape).x.shape
     (8, 5, 3)
     """
-    return run_forward(
-        _weights("simple_rnn", "simple_rnn", kernel, recurrent_kernel, bias),
-        x,
-        initial_state,
-        return_sequences=return_sequences,
-        return_state=return_state,
-        go_backwards=go_backwards,
-    )
+    return run_forward(_simple_rnn_weights(kernel, recurrent_kernel, bias, activation), x, **options)
 
 
 def simple_rnn_backward(dy: Array | Sequence[Array | None] | None, tape: Tape) -> Gradients:
@@ -220,18 +390,98 @@ def simple_rnn_backward(dy: Array | Sequence[Array | None] | None, tape: Tape) -
     return run_backward(dy, _tape_of("simple_rnn", tape))
 
 
+def indrnn(
+    x: Array,
+    kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array | None = None,
+    *,
+    activation: ActivationLike = "relu",
+    **options: Unpack[Options],
+) -> Outputs:
+    """Run an independently recurrent layer, in which each unit sees its own past alone, over a batch of sequences.
+
+    The equation, for every step t:
+
+        h_t = relu(x_t W + u h_(t-1) + b)
+
+    (Li et al., "Independently Recurrent Neural Network", 2018.)
+
+    Args:
+        x: [B, T, I].
+        kernel: W, [I, H].
+        recurrent_kernel: u, [H].
+        bias: b, [H]; None: no bias.
+        activation: What `activations.get` takes.
+        options: See `Options`. The states are [h].
+
+    Returns:
+        y [B, H], or [B, T, H] with `return_sequences`; with `return_state` the tuple `(y, h)`, states [B, H].
+        Without time steps (T = 0) the last h is the initial one.
+
+    Raises:
+        TypeError: An array is not of the kernel's dtype, float32 or float64.
+        ValueError: A shape does not fit.
+
+    >>> import numpy as np
+    >>> x, kernel, recurrent_kernel = (np.zeros(s, "float32") for s in [(8, 5, 3), (3, 16), 16])
+    >>> indrnn(x, kernel, recurrent_kernel, return_sequences=True).shape
+    (8, 5, 16)
+    """
+    return run(_indrnn_weights(kernel, recurrent_kernel, bias, activation), x, **options)
+
+
+def indrnn_forward(
+    x: Array,
+    kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array | None = None,
+    *,
+    activation: ActivationLike = "relu",
+    **options: Unpack[Options],
+) -> tuple[Outputs, Tape]:
+    """Run `indrnn` and keep what its gradient needs: the arguments of `indrnn`, and a tape as second result.
+
+    >>> import numpy as np
+    >>> x, kernel, recurrent_kernel = (np.zeros(s, "float32") for s in [(8, 5, 3), (3, 16), 16])
+    >>> y, tape = indrnn_forward(x, kernel, recurrent_kernel)
+    >>> indrnn_backward(np.ones_like(y), tape).x.shape
+    (8, 5, 3)
+    """
+    return run_forward(_indrnn_weights(kernel, recurrent_kernel, bias, activation), x, **options)
+
+
+def indrnn_backward(dy: Array | Sequence[Array | None] | None, tape: Tape) -> Gradients:
+    """Return the gradients of the inputs and weights of one `indrnn_forward`.
+
+    Args:
+        dy: The gradient of y, of its shape; with `return_state` a list [dy, dh]. None, alone or as an item: zeros.
+        tape: What `indrnn_forward` returned. It is used up.
+
+    Returns:
+        `Gradients` of x, the weights and the initial states.
+
+    Raises:
+        RuntimeError: The tape was used before.
+        TypeError: A gradient is not of the dtype of the forward pass.
+        ValueError: A gradient's shape is not that of its output, or the tape is of another cell.
+    """
+    return run_backward(dy, _tape_of("indrnn", tape))
+
+
 def lstm(
     x: Array,
     kernel: Array,
     recurrent_kernel: Array,
     bias: Array | None = None,
     *,
-    initial_state: States = None,
-    return_sequences: bool = False,
-    return_state: bool = False,
-    go_backwards: bool = False,
+    activation: ActivationLike = "tanh",
+    recurrent_activation: ActivationLike = "sigmoid",
+    variant: str | None = None,
+    peephole: Array | None = None,
+    **options: Unpack[Options],
 ) -> Outputs:
-    """Run a LSTM over a batch of sequences.
+    """Run an LSTM over a batch of sequences.
 
     The equations, for every step t:
 
@@ -240,17 +490,22 @@ def lstm(
         c_t = f c_(t-1) + i g
         h_t = o tanh(c_t)
 
-    (Hochreiter and Schmidhuber, 1997, with the forget gate of Gers et al., 2000; Keras' `LSTM`.)
+    (Hochreiter and Schmidhuber, 1997, with the forget gate of Gers et al., 2000; Keras' `LSTM`.) With peepholes
+    (Gers and Schmidhuber, 2000) the gates see c: i and f get p_i c_(t-1) and p_f c_(t-1), o gets p_o c_t.
+    The variants are those of Greff et al., "LSTM: A Search Space Odyssey" (2017): "nig", "nfg", "nog" have no
+    input, forget or output gate (it is 1), "cifg" has f = 1 - i; the columns of a gate that there is not are left
+    out. "niaf" and "noaf" have no activation of g or of c. "vanilla" has all of these, "np" no peepholes.
 
     Args:
         x: [B, T, I].
-        kernel: W, [I, 4H].
+        kernel: W, [I, 4H]; 3H for a variant with three gates.
         recurrent_kernel: U, [H, 4H].
         bias: b, [4H]; None: no bias.
-        initial_state: A list of h and c, [B, H] each; None: zeros.
-        return_sequences: Return h of every step instead of the last.
-        return_state: Also return the final states.
-        go_backwards: Read x from its last step to its first; outputs stay in the order in which they are computed.
+        activation: Of the candidate and of c; what `activations.get` takes.
+        recurrent_activation: Of the gates.
+        variant: One of `VARIANTS`.
+        peephole: p, a row [H] for each gate that there is, in the order i f o: [3, H]; None: no peepholes.
+        options: See `Options`. The states are [h, c].
 
     Returns:
         y [B, H], or [B, T, H] with `return_sequences`; with `return_state` the tuple `(y, h, c)`, states [B, H].
@@ -266,12 +521,9 @@ def lstm(
     (8, 5, 16)
     """
     return run(
-        _weights("lstm", "lstm", kernel, recurrent_kernel, bias),
+        _lstm_weights(kernel, recurrent_kernel, bias, activation, recurrent_activation, variant, peephole),
         x,
-        initial_state,
-        return_sequences=return_sequences,
-        return_state=return_state,
-        go_backwards=go_backwards,
+        **options,
     )
 
 
@@ -281,10 +533,11 @@ def lstm_forward(
     recurrent_kernel: Array,
     bias: Array | None = None,
     *,
-    initial_state: States = None,
-    return_sequences: bool = False,
-    return_state: bool = False,
-    go_backwards: bool = False,
+    activation: ActivationLike = "tanh",
+    recurrent_activation: ActivationLike = "sigmoid",
+    variant: str | None = None,
+    peephole: Array | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Outputs, Tape]:
     """Run `lstm` and keep what its gradient needs: the arguments of `lstm`, and a tape as second result.
 
@@ -295,12 +548,9 @@ def lstm_forward(
     (8, 5, 3)
     """
     return run_forward(
-        _weights("lstm", "lstm", kernel, recurrent_kernel, bias),
+        _lstm_weights(kernel, recurrent_kernel, bias, activation, recurrent_activation, variant, peephole),
         x,
-        initial_state,
-        return_sequences=return_sequences,
-        return_state=return_state,
-        go_backwards=go_backwards,
+        **options,
     )
 
 
@@ -328,11 +578,10 @@ def gru(
     recurrent_kernel: Array,
     bias: Array | None = None,
     *,
-    initial_state: States = None,
+    activation: ActivationLike = "tanh",
+    recurrent_activation: ActivationLike = "sigmoid",
     reset_after: bool = True,
-    return_sequences: bool = False,
-    return_state: bool = False,
-    go_backwards: bool = False,
+    **options: Unpack[Options],
 ) -> Outputs:
     """Run a GRU over a batch of sequences.
 
@@ -350,11 +599,10 @@ def gru(
         kernel: W, [I, 3H].
         recurrent_kernel: U, [H, 3H].
         bias: b, [2, 3H] (a row for the input, one for the state); [3H] with reset_after=False; None: no bias.
-        initial_state: One [B, H] array, or a list of it; None: zeros.
+        activation: Of the candidate; what `activations.get` takes.
+        recurrent_activation: Of the gates.
         reset_after: Apply the reset gate after the recurrent product (as cuDNN and Keras do) or before it.
-        return_sequences: Return h of every step instead of the last.
-        return_state: Also return the final state.
-        go_backwards: Read x from its last step to its first; outputs stay in the order in which they are computed.
+        options: See `Options`. The states are [h].
 
     Returns:
         y [B, H], or [B, T, H] with `return_sequences`; with `return_state` the tuple `(y, h)`, states [B, H].
@@ -370,12 +618,9 @@ def gru(
     (8, 5, 16)
     """
     return run(
-        _weights("gru" if reset_after else "gru_reset_before", "gru", kernel, recurrent_kernel, bias),
+        _gru_weights(kernel, recurrent_kernel, bias, activation, recurrent_activation, reset_after),
         x,
-        initial_state,
-        return_sequences=return_sequences,
-        return_state=return_state,
-        go_backwards=go_backwards,
+        **options,
     )
 
 
@@ -385,11 +630,10 @@ def gru_forward(
     recurrent_kernel: Array,
     bias: Array | None = None,
     *,
-    initial_state: States = None,
+    activation: ActivationLike = "tanh",
+    recurrent_activation: ActivationLike = "sigmoid",
     reset_after: bool = True,
-    return_sequences: bool = False,
-    return_state: bool = False,
-    go_backwards: bool = False,
+    **options: Unpack[Options],
 ) -> tuple[Outputs, Tape]:
     """Run `gru` and keep what its gradient needs: the arguments of `gru`, and a tape as second result.
 
@@ -400,12 +644,9 @@ def gru_forward(
     (8, 5, 3)
     """
     return run_forward(
-        _weights("gru" if reset_after else "gru_reset_before", "gru", kernel, recurrent_kernel, bias),
+        _gru_weights(kernel, recurrent_kernel, bias, activation, recurrent_activation, reset_after),
         x,
-        initial_state,
-        return_sequences=return_sequences,
-        return_state=return_state,
-        go_backwards=go_backwards,
+        **options,
     )
 
 

@@ -168,14 +168,22 @@ py::array_t<T> empty(const Shape& shape, const std::string& where, const char* w
 
 class Tape;
 
+/// What a call is given beside x and the states: None, or what Options makes of it.
+struct Options {
+  py::object mask, dropout_mask, recurrent_dropout_mask;
+  bool zero_output_for_mask = false;
+  int threads = 0;
+};
+
 /// The weights of one cell. The public type is this; what depends on the dtype is below it.
 class Weights {
  public:
   virtual ~Weights() = default;
-  virtual py::tuple forward(const py::array& x, py::handle initial_state, bool return_sequences, bool return_state,
-                            bool go_backwards, bool training) const = 0;
+  virtual py::tuple forward(const py::array& x, py::handle initial_state, const Options& options, bool return_sequences,
+                            bool return_state, bool go_backwards, bool training) const = 0;
   virtual py::tuple step(const py::array& x, py::handle states, py::handle out) const = 0;
-  virtual py::tuple backward(py::handle dy, const Tape& tape) const = 0;
+  virtual py::tuple backward(py::handle dy, const Tape& tape, int threads) const = 0;
+  virtual int tape_slots(const Tape& tape) const = 0;
   virtual py::dtype dtype() const = 0;
 
   std::string name, step_name;
@@ -183,15 +191,17 @@ class Weights {
   CellTraits traits;
   Index inputs, units;
   py::array kernel, recurrent_kernel;
-  py::object bias;  ///< None or an array
+  py::object bias, peephole;  ///< None or arrays
+  fastrnn::Activation activations[fastrnn::kActivations];
 };
 
 /// What backward needs of one forward pass.
 class Tape {
  public:
   std::shared_ptr<const Weights> weights;
-  py::array x;
+  py::array x;                           ///< times the dropout mask that all gates share, if there is one
   py::object initial_state[kMaxStates];  ///< None or arrays
+  Options options;
   py::array saved;
   bool return_sequences, return_state, go_backwards;
   bool consumed = false;
@@ -222,6 +232,20 @@ bool signal_arrived(void* thread) {
   return raised;
 }
 
+/// f(&thread) without the GIL, `thread` being the caller's PyThreadState*.
+template <class F>
+void without_gil(F&& f) {
+  PyThreadState* thread = PyEval_SaveThread();
+  std::exception_ptr error;
+  try {
+    f(&thread);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  take_gil(thread);
+  if (error) std::rethrow_exception(error);
+}
+
 /// Which of the compiled instruction sets `name` is.
 constexpr std::size_t kMostIsas = 4;
 const std::vector<std::string> kIsaNames = fastrnn::compiled_isas();
@@ -235,14 +259,20 @@ template <class T>
 class TypedWeights final : public Weights, public std::enable_shared_from_this<TypedWeights<T>> {
  public:
   TypedWeights(const std::string& cell_name, const py::array& kernel_in, const py::array& recurrent_in,
-               const py::object& bias_in, const std::string& name_in) {
+               const py::object& bias_in, const py::object& peephole_in, py::handle activations_in,
+               const std::string& name_in) {
     name = name_in;
     step_name = name + ".step";
     cell = fastrnn::cell_from_name(cell_name);
     traits = fastrnn::cell_traits(cell);
     const Index G = traits.gates;
     require_dtype_of_weights(recurrent_in, "recurrent_kernel");
-    if (recurrent_in.ndim() != 2 || recurrent_in.shape(0) < 1 || recurrent_in.shape(1) != G * recurrent_in.shape(0))
+    if (is_vector()) {
+      if (recurrent_in.ndim() != 1 || recurrent_in.shape(0) < 1)
+        throw py::value_error(text(name, ": recurrent_kernel must have shape [units] with units >= 1, got ",
+                                   to_text(shape_of(recurrent_in))));
+    } else if (recurrent_in.ndim() != 2 || recurrent_in.shape(0) < 1 ||
+               recurrent_in.shape(1) != G * recurrent_in.shape(0))
       throw py::value_error(text(name, ": recurrent_kernel must have shape [units, ", G,
                                  " * units] with units >= 1, got ", to_text(shape_of(recurrent_in))));
     units = recurrent_in.shape(0);
@@ -253,6 +283,18 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     inputs = kernel_in.shape(0);
     kernel = readable_in_place<T>(kernel_in) ? kernel_in : copied(kernel_in);
     recurrent_kernel = readable_in_place<T>(recurrent_in) ? recurrent_in : copied(recurrent_in);
+    peephole = peephole_in;
+    const int peepholes = is_vector() ? 0 : traits.parameters;
+    if (peephole.is_none() != (peepholes == 0))
+      throw py::value_error(text(name, ": peephole must be ", peepholes ? "an array" : "None", " for the cell ",
+                                 cell_name, ", got ", type_name(peephole)));
+    if (peepholes) {
+      const py::array p = as_array(peephole, name, "peephole");
+      require_dtype_of_weights(p, "peephole");
+      require_shape(p, Shape{peepholes, units}, name, "peephole", "a row for each gate that sees c");
+      peephole = contiguous<T>(p);
+    }
+    read_activations(activations_in);
     bias = bias_in;
     if (!bias.is_none()) {
       const py::array b = as_array(bias, name, "bias");
@@ -266,14 +308,16 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 
   py::dtype dtype() const override { return py::dtype::of<T>(); }
 
-  py::tuple forward(const py::array& x_in, py::handle initial_in, bool return_sequences, bool return_state,
-                    bool go_backwards, bool training) const override {
-    const py::array x = checked_x(x_in);
+  py::tuple forward(const py::array& x_in, py::handle initial_in, const Options& options_in, bool return_sequences,
+                    bool return_state, bool go_backwards, bool training) const override {
+    py::array x = checked_x(x_in);
     const Index B = x.shape(0), steps = x.shape(1);
     py::object initial[kMaxStates];
     checked_states(initial_in, name, "initial_state", B, initial);
+    const Options options = checked_options(options_in, B, steps);
+    if (shares_dropout_mask(options)) x = times(x, options.dropout_mask);
 
-    fastrnn::Forward<T> call = call_on<fastrnn::Forward<T>>(x, go_backwards, initial);
+    fastrnn::Forward<T> call = call_on<fastrnn::Forward<T>>(x, go_backwards, initial, options);
     py::array y;
     if (return_sequences) {
       auto sequence = empty<T>({B, steps, units}, name, "the output");
@@ -292,11 +336,13 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     if (!return_sequences) y = final_state[0];
     py::object tape = py::none();
     if (training) {
-      auto saved = empty<T>({B, steps, traits.tape_slots, units}, name, "the tape");
+      const int slots = fastrnn::tape_slots(packed(fastrnn::Pass::forward), call);
+      auto saved = empty<T>({B, steps, slots, units}, name, "the tape");
       call.tape = saved.mutable_data();
       auto owner = std::make_shared<Tape>();
       owner->weights = this->shared_from_this();
       owner->x = x;
+      owner->options = options;
       for (int s = 0; s < kMaxStates; ++s) owner->initial_state[s] = initial[s];
       owner->saved = saved;
       owner->return_sequences = return_sequences;
@@ -311,8 +357,11 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     py::tuple states(return_state ? traits.states : 0);
     for (int s = 0; s < static_cast<int>(states.size()); ++s)
       states[s] = s == 0 && !return_sequences ? copied(final_state[0]) : final_state[s];
+    if (!return_sequences) clear_empty_rows(options, y);
     return py::make_tuple(y, states, tape);
   }
+
+  int tape_slots(const Tape& tape) const override { return static_cast<int>(tape.saved.shape(2)); }
 
   py::tuple step(const py::array& x_in, py::handle states_in, py::handle out_in) const override {
     const std::string& where = step_name;
@@ -328,7 +377,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     for (int s = 0; s < traits.states; ++s)
       call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
     fastrnn::Memory copies[kMaxStates];
-    py::array new_states[kMaxStates];
+    py::object new_states[kMaxStates];
     py::object y;
     if (out_in.is_none()) {
       auto h = empty<T>({B, units}, where, "the output");
@@ -341,16 +390,17 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       for (int s = 0; s < traits.states; ++s) {
         new_states[s] = checked_out(items[py::int_(s)], where, {"out", s}, B);
         for (int other = 0; other < s; ++other)
-          if (overlap(new_states[s], new_states[other]))
+          if (overlap(py::array(new_states[s]), py::array(new_states[other])))
             throw py::value_error(text(where, ": out[", other, "] and out[", s,
                                        "] must not share memory; give each state an array of its own"));
       }
       // What lies where the kernel writes is read from a copy; all but h are read and written element by element.
       for (int s = 0; s < traits.states; ++s) {
-        if (overlap(x, new_states[s])) x = copied(x);
+        const py::array written = new_states[s];
+        if (overlap(x, written)) x = copied(x);
         for (int i = 0; i < traits.states; ++i)
-          if (!initial[i].is_none() && overlap(initial[i], new_states[s]) && !copies[i] &&
-              (i == 0 || i != s || data<T>(initial[i]) != data<T>(new_states[s]))) {
+          if (!initial[i].is_none() && overlap(initial[i], written) && !copies[i] &&
+              (i == 0 || i != s || data<T>(initial[i]) != data<T>(written))) {
             const Index bytes = B * units * static_cast<Index>(sizeof(T));
             copies[i] = fastrnn::allocate(bytes);
             std::memcpy(copies[i].get(), call.initial_state[i], static_cast<std::size_t>(bytes));
@@ -366,7 +416,8 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     call.x_time_stride = 0;
     py::list states(traits.states);
     for (int s = 0; s < traits.states; ++s) {
-      call.final_state[s] = static_cast<T*>(new_states[s].mutable_data());
+      call.final_state[s] = static_cast<T*>(
+          const_cast<void*>(static_cast<const void*>(data<T>(py::reinterpret_borrow<py::array>(new_states[s])))));
       states[s] = new_states[s];
     }
     run(name, [&](const fastrnn::Interrupt& interrupt) {
@@ -376,7 +427,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     return py::make_tuple(y, states);
   }
 
-  py::tuple backward(py::handle dy_in, const Tape& tape) const override {
+  py::tuple backward(py::handle dy_in, const Tape& tape, int threads) const override {
     const std::string where = name + ".backward";
     const Index B = tape.x.shape(0), steps = tape.x.shape(1), G = traits.gates;
 
@@ -396,16 +447,23 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       require_shape(a, shape, where, of, "that of what it is the gradient of");
       return rows_contiguous<T>(a);
     };
-    const py::object dy = gradient(given[0], "dy", tape.return_sequences ? Shape{B, steps, units} : Shape{B, units});
+    py::object dy = gradient(given[0], "dy", tape.return_sequences ? Shape{B, steps, units} : Shape{B, units});
     py::object dfinal[kMaxStates];
     for (int s = 0; s < traits.states; ++s) {
       dfinal[s] = tape.return_state ? gradient(given[1 + s], s == 0 ? "dh" : "dc", {B, units}) : py::object(py::none());
       if (!dfinal[s].is_none()) dfinal[s] = contiguous<T>(dfinal[s]);
     }
+    if (!tape.return_sequences && !dy.is_none() && has_empty_rows(tape.options)) {
+      const py::array mended = copied(dy);
+      clear_empty_rows(tape.options, mended);
+      dy = mended;
+    }
     if (!tape.return_sequences && !dy.is_none())
       dfinal[0] = dfinal[0].is_none() ? contiguous<T>(dy) : sum(contiguous<T>(dy), dfinal[0]);
 
-    fastrnn::Backward<T> call = call_on<fastrnn::Backward<T>>(tape.x, tape.go_backwards, tape.initial_state);
+    fastrnn::Backward<T> call =
+        call_on<fastrnn::Backward<T>>(tape.x, tape.go_backwards, tape.initial_state, tape.options);
+    call.threads = threads;
     call.tape = data<T>(tape.saved);
     if (tape.return_sequences && !dy.is_none()) {
       const py::array a = dy;
@@ -419,9 +477,9 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     call.dx_batch_stride = steps * inputs;
     call.dx_time_stride = direction * inputs;
     auto dkernel = empty<T>({inputs, G * units}, where, "a gradient");
-    auto drecurrent = empty<T>({units, G * units}, where, "a gradient");
+    auto drecurrent = empty<T>(shape_of(recurrent_kernel), where, "a gradient");
     call.dkernel = dkernel.mutable_data();
-    call.drecurrent_kernel = drecurrent.mutable_data();
+    (is_vector() ? call.dparameters : call.drecurrent_kernel) = drecurrent.mutable_data();
     py::list weights_gradient;
     weights_gradient.append(dkernel);
     weights_gradient.append(drecurrent);
@@ -429,6 +487,11 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       auto dbias = empty<T>(shape_of(bias), where, "a gradient");
       call.dbias = dbias.mutable_data();
       weights_gradient.append(dbias);
+    }
+    if (!peephole.is_none()) {
+      auto dpeephole = empty<T>({traits.parameters, units}, where, "a gradient");
+      call.dparameters = dpeephole.mutable_data();
+      weights_gradient.append(dpeephole);
     }
     py::list dinitial;
     for (int s = 0; s < traits.states; ++s) {
@@ -441,10 +504,93 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       call.interrupt = interrupt;
       return fastrnn::backward(packed(fastrnn::Pass::backward), call);
     });
+    if (shares_dropout_mask(tape.options)) dx = times(dx, tape.options.dropout_mask);
     return py::make_tuple(dx, weights_gradient, dinitial);
   }
 
  private:
+  /// Whether the recurrent kernel is a vector, which the core takes as its cell's parameters.
+  bool is_vector() const { return cell == Cell::indrnn; }
+
+  /// A tuple (code, alpha, beta, clip) for each, made by fastrnn.activations.
+  void read_activations(py::handle given) {
+    if (given.is_none()) {
+      const fastrnn::Weights<T> defaults{};
+      return void(std::copy(std::begin(defaults.activations), std::end(defaults.activations), activations));
+    }
+    const py::sequence items = py::reinterpret_borrow<py::sequence>(given);
+    for (int i = 0; i < fastrnn::kActivations; ++i) {
+      const auto [code, alpha, beta, clip] = py::cast<std::tuple<int, double, double, double>>(items[i]);
+      if (code < 0 || code >= fastrnn::kActivationKinds)
+        throw py::value_error(
+            text(name, ": the code of an activation must be less than ", fastrnn::kActivationKinds, ", got ", code));
+      activations[i] = {static_cast<fastrnn::ActivationKind>(code), alpha, beta, clip};
+    }
+  }
+
+  static bool shares_dropout_mask(const Options& options) {
+    return !options.dropout_mask.is_none() && py::array(options.dropout_mask).ndim() == 2;
+  }
+  /// x [B, T, I] times factors [B, I].
+  static py::array_t<T> times(const py::array& x, const py::array& factors) {
+    const Index B = x.shape(0), steps = x.shape(1), n = x.shape(2);
+    auto product = empty<T>({B, steps, n}, "dropout", "x times its mask");
+    T* to = product.mutable_data();
+    for (Index b = 0; b < B; ++b)
+      for (Index t = 0; t < steps; ++t) {
+        const T* from = data<T>(x) + b * stride<T>(x, 0) + t * stride<T>(x, 1);
+        for (Index i = 0; i < n; ++i) *to++ = from[i] * data<T>(factors)[b * n + i];
+      }
+    return product;
+  }
+
+  /// Rows that the mask leaves no step of: the last output of such a row is zero, not its initial state.
+  template <class F>
+  static void for_each_empty_row(const Options& options, F&& f) {
+    if (options.mask.is_none()) return;
+    const py::array mask = options.mask;
+    for (Index b = 0; b < mask.shape(0) && mask.shape(1) > 0; ++b) {
+      bool any = false;
+      for (Index t = 0; t < mask.shape(1); ++t) any = any || *static_cast<const std::uint8_t*>(mask.data(b, t));
+      if (!any) f(b);
+    }
+  }
+  static bool has_empty_rows(const Options& options) {
+    bool any = false;
+    for_each_empty_row(options, [&](Index) { any = true; });
+    return any;
+  }
+  void clear_empty_rows(const Options& options, const py::array& y) const {
+    for_each_empty_row(options, [&](Index b) {
+      T* const row = const_cast<T*>(data<T>(y)) + b * units;
+      std::fill(row, row + units, T(0));
+    });
+  }
+
+  Options checked_options(const Options& given, Index B, Index steps) const {
+    Options options = given;
+    const Index G = traits.gates;
+    if (!given.mask.is_none()) {
+      const py::array mask = as_array(given.mask, name, "mask");
+      if (!py::isinstance<py::array_t<bool>>(mask))
+        throw py::type_error(text(name, ": mask must be an array of bool, True where there is a step, got ",
+                                  dtype_text(mask), "; convert it with mask.astype(bool)"));
+      require_shape(mask, Shape{B, steps}, name, "mask", "batch, time");
+    }
+    const auto factors = [&](const py::object& object, const char* of, Index n, bool shared) -> py::object {
+      if (object.is_none()) return object;
+      const py::array a = as_array(object, name, of);
+      require_dtype<T>(a, name, of);
+      if (!shared || a.ndim() != 2)
+        require_shape(a, Shape{B, G, n}, name, of, "batch, gates, what is masked");
+      else
+        require_shape(a, Shape{B, n}, name, of, "batch, features");
+      return contiguous<T>(a);
+    };
+    options.dropout_mask = factors(given.dropout_mask, "dropout_mask", inputs, true);
+    options.recurrent_dropout_mask = factors(given.recurrent_dropout_mask, "recurrent_dropout_mask", units, false);
+    return options;
+  }
   static py::array sum(const py::array& a, const py::array& b) {
     py::array_t<T> total(shape_of(a));
     for (py::ssize_t i = 0; i < a.size(); ++i) total.mutable_data()[i] = data<T>(a)[i] + data<T>(b)[i];
@@ -513,7 +659,8 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 
   /// The part of a call that forward and backward share.
   template <class Call>
-  Call call_on(const py::array& x, bool go_backwards, const py::object (&initial)[kMaxStates]) const {
+  Call call_on(const py::array& x, bool go_backwards, const py::object (&initial)[kMaxStates],
+               const Options& options) const {
     Call call{};
     call.batch = x.shape(0);
     call.time = x.shape(1);
@@ -526,6 +673,21 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     }
     for (int s = 0; s < traits.states; ++s)
       call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
+    if (!options.mask.is_none()) {
+      const py::array mask = options.mask;
+      call.mask = static_cast<const std::uint8_t*>(mask.data());
+      call.mask_batch_stride = mask.strides(0);
+      call.mask_time_stride = mask.strides(1);
+      if (go_backwards && call.time > 0) {
+        call.mask += (call.time - 1) * call.mask_time_stride;
+        call.mask_time_stride = -call.mask_time_stride;
+      }
+      call.masked_output_is_zero = options.zero_output_for_mask;
+    }
+    if (!options.dropout_mask.is_none() && !shares_dropout_mask(options))
+      call.input_factors = data<T>(options.dropout_mask);
+    if (!options.recurrent_dropout_mask.is_none()) call.recurrent_factors = data<T>(options.recurrent_dropout_mask);
+    call.threads = options.threads;
     return call;
   }
 
@@ -545,17 +707,9 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
   /// f(interrupt) without the GIL. False from it: Python's signal handler raised.
   template <class F>
   static void run(const std::string& where, F&& f) {
-    PyThreadState* thread = PyEval_SaveThread();
-    std::exception_ptr error;
     bool finished = false;
     try {
-      finished = f(fastrnn::Interrupt{signal_arrived, &thread});
-    } catch (...) {
-      error = std::current_exception();
-    }
-    take_gil(thread);
-    try {
-      if (error) std::rethrow_exception(error);
+      without_gil([&](PyThreadState** thread) { finished = f(fastrnn::Interrupt{signal_arrived, thread}); });
     } catch (const std::bad_alloc&) {
       PyErr_SetString(PyExc_MemoryError,
                       (where + ": no memory for the packed weights and the workspace; use smaller sizes").c_str());
@@ -569,7 +723,13 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     const auto matrix = [](const py::array& a) {
       return fastrnn::MatrixView<T>{data<T>(a), stride<T>(a, 0), stride<T>(a, 1)};
     };
-    view_ = {cell, inputs, units, matrix(kernel), matrix(recurrent_kernel), {nullptr, 0, 0}};
+    view_ = {cell, inputs, units, matrix(kernel), {nullptr, 0, 0}, {nullptr, 0, 0}};
+    if (is_vector())
+      view_.parameters = {data<T>(recurrent_kernel), 0, stride<T>(recurrent_kernel, 0)};
+    else
+      view_.recurrent_kernel = matrix(recurrent_kernel);
+    if (!peephole.is_none()) view_.parameters = matrix(peephole);
+    std::copy(std::begin(activations), std::end(activations), view_.activations);
     if (!bias.is_none()) view_.bias = {data<T>(bias), traits.gates * units, 1};
   }
 
@@ -584,12 +744,14 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 };
 
 std::shared_ptr<Weights> make_weights(const std::string& cell, py::handle kernel_in, py::handle recurrent_in,
-                                      const py::object& bias, const py::object& name_in) {
+                                      const py::object& bias, const py::object& peephole, py::handle activations,
+                                      const py::object& name_in) {
   const std::string name = name_in.is_none() ? cell : py::cast<std::string>(name_in);
   const py::array kernel = as_array(kernel_in, name, "kernel");
   const py::array recurrent = as_array(recurrent_in, name, "recurrent_kernel");
   const auto make = [&](auto zero) -> std::shared_ptr<Weights> {
-    auto weights = std::make_shared<TypedWeights<decltype(zero)>>(cell, kernel, recurrent, bias, name);
+    auto weights =
+        std::make_shared<TypedWeights<decltype(zero)>>(cell, kernel, recurrent, bias, peephole, activations, name);
     weights->prepare();
     return weights;
   };
@@ -612,14 +774,18 @@ bool flag(py::handle object, const std::string& where, const char* name) {
 using Held = std::shared_ptr<Weights>;
 
 py::tuple forward(const Held& weights, py::handle x, py::handle initial_state, py::handle return_sequences,
-                  py::handle return_state, py::handle go_backwards, py::handle training) {
+                  py::handle return_state, py::handle go_backwards, py::handle training, const py::object& mask,
+                  py::handle zero_output_for_mask, const py::object& dropout_mask,
+                  const py::object& recurrent_dropout_mask, int threads) {
   const std::string& where = weights->name;
-  return weights->forward(as_array(x, where, "x"), initial_state, flag(return_sequences, where, "return_sequences"),
-                          flag(return_state, where, "return_state"), flag(go_backwards, where, "go_backwards"),
-                          flag(training, where, "training"));
+  const Options options{mask, dropout_mask, recurrent_dropout_mask,
+                        flag(zero_output_for_mask, where, "zero_output_for_mask"), threads};
+  return weights->forward(as_array(x, where, "x"), initial_state, options,
+                          flag(return_sequences, where, "return_sequences"), flag(return_state, where, "return_state"),
+                          flag(go_backwards, where, "go_backwards"), flag(training, where, "training"));
 }
 
-py::tuple backward(py::handle dy, py::handle tape_in) {
+py::tuple backward(py::handle dy, py::handle tape_in, int threads) {
   if (!py::isinstance<Tape>(tape_in))
     throw py::type_error(
         text("functional.run_backward: tape must be the Tape that a forward pass returned, got ", type_name(tape_in)));
@@ -629,9 +795,10 @@ py::tuple backward(py::handle dy, py::handle tape_in) {
                              ".backward: the tape was already used; run forward again for another gradient");
   tape.consumed = true;  // before the GIL is released: another thread must not use it meanwhile
   try {
-    py::tuple gradients = tape.weights->backward(dy, tape);
+    py::tuple gradients = tape.weights->backward(dy, tape, threads);
     tape.saved = py::array();  // the memory
     tape.x = py::array();
+    tape.options = {py::none(), py::none(), py::none()};
     for (py::object& state : tape.initial_state) state = py::none();
     return gradients;
   } catch (...) {
@@ -656,9 +823,14 @@ double measure_limit(const std::string& limit, const std::string& dtype, int thr
   if (found == limits.end())
     throw std::invalid_argument(
         text("measure_limit: limit must be flops, bandwidth, barrier or activation, got ", limit));
-  if (dtype == "float32") return fastrnn::measure_limit<float>(found->second, threads, bytes);
-  if (dtype == "float64") return fastrnn::measure_limit<double>(found->second, threads, bytes);
-  throw std::invalid_argument(text("measure_limit: dtype must be float32 or float64, got ", dtype));
+  if (dtype != "float32" && dtype != "float64")
+    throw std::invalid_argument(text("measure_limit: dtype must be float32 or float64, got ", dtype));
+  double measured = 0;
+  without_gil([&](PyThreadState**) {
+    measured = dtype == "float32" ? fastrnn::measure_limit<float>(found->second, threads, bytes)
+                                  : fastrnn::measure_limit<double>(found->second, threads, bytes);
+  });
+  return measured;
 }
 
 }  // namespace
@@ -671,7 +843,8 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights",
                                                 "The weights of one cell, packed for the kernels when first used.")
       .def(py::init(&make_weights), py::arg("cell"), py::arg("kernel"), py::arg("recurrent_kernel"),
-           py::arg("bias") = py::none(), py::kw_only(), py::arg("name") = py::none())
+           py::arg("bias") = py::none(), py::kw_only(), py::arg("peephole") = py::none(),
+           py::arg("activations") = py::none(), py::arg("name") = py::none())
       .def_property_readonly("cell", [](const Held& w) { return w->traits.name; })
       .def_property_readonly("inputs", [](const Held& w) { return w->inputs; })
       .def_property_readonly("units", [](const Held& w) { return w->units; })
@@ -682,6 +855,7 @@ PYBIND11_MODULE(_core, m) {
         arrays.append(w->kernel);
         arrays.append(w->recurrent_kernel);
         if (!w->bias.is_none()) arrays.append(w->bias);
+        if (!w->peephole.is_none()) arrays.append(w->peephole);
         return arrays;
       });
 
@@ -692,8 +866,10 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("weights", [](const HeldTape& t) { return std::const_pointer_cast<Weights>(t->weights); });
 
   m.def("forward", &forward, py::arg("weights"), py::arg("x"), py::arg("initial_state") = py::none(), py::kw_only(),
-        py::arg("return_sequences"), py::arg("return_state"), py::arg("go_backwards"), py::arg("training"));
-  m.def("backward", &backward, py::arg("dy"), py::arg("tape"));
+        py::arg("return_sequences"), py::arg("return_state"), py::arg("go_backwards"), py::arg("training"),
+        py::arg("mask"), py::arg("zero_output_for_mask"), py::arg("dropout_mask"), py::arg("recurrent_dropout_mask"),
+        py::arg("threads"));
+  m.def("backward", &backward, py::arg("dy"), py::arg("tape"), py::arg("threads"));
   m.def(
       "step",
       [](const Held& w, py::handle x_t, py::handle states, py::handle out) {
@@ -706,11 +882,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("sigmoid", &elementwise<float, fastrnn::sigmoid<float>>, py::arg("x").noconvert());
   m.def("sigmoid", &elementwise<double, fastrnn::sigmoid<double>>, py::arg("x").noconvert());
 
-  m.def("measure_limit", &measure_limit, py::arg("limit"), py::arg("dtype"), py::arg("threads"), py::arg("bytes") = 1,
-        py::call_guard<py::gil_scoped_release>());
+  m.def("measure_limit", &measure_limit, py::arg("limit"), py::arg("dtype"), py::arg("threads"), py::arg("bytes") = 1);
   m.def("num_threads", &fastrnn::num_threads);
   m.def("set_num_threads", &fastrnn::set_num_threads, py::arg("n"));
-  m.def("release_memory", &fastrnn::release_memory, py::call_guard<py::gil_scoped_release>());
+  m.def("release_memory", [] { without_gil([](PyThreadState**) { fastrnn::release_memory(); }); });
   m.def("compiled_isas", &fastrnn::compiled_isas);
   m.def("available_isas", &fastrnn::available_isas);
   m.def("isa", &fastrnn::isa);

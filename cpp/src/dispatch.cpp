@@ -99,7 +99,7 @@ thread_local std::chrono::steady_clock::time_point last_large_call{};
 /// 2 cores). So a call of middling size gets them if it follows another.
 class Threads {
  public:
-  explicit Threads(double work) : large_(work >= kWorthWaiting), count_(choose(work)) {}
+  explicit Threads(double work, int most = 0) : large_(work >= kWorthWaiting), count_(choose(work, most)) {}
   ~Threads() {
     if (large_) last_large_call = Clock::now();
   }
@@ -109,9 +109,9 @@ class Threads {
   using Clock = std::chrono::steady_clock;
   static constexpr double kWorthWaiting = 1.5e5, kWorthWaking = 5e6;
 
-  int choose(double work) const {
+  int choose(double work, int most) const {
     if (!large_) return 1;
-    const int threads = num_threads();
+    const int threads = most > 0 ? std::min(most, num_threads()) : num_threads();
     if (threads == 1 || work >= kWorthWaking) return threads;
     return Clock::now() - last_large_call < std::chrono::milliseconds(1) ? threads : 1;
   }
@@ -262,7 +262,7 @@ bool forward(const PackedWeights<T>& weights, const Forward<T>& call) {
   require(w.pass == Pass::forward, "forward takes weights packed for Pass::forward");
   require_call(weights, call, call.tape);
   const KernelTable<T>& table = table_of<T>(w.kernels);
-  const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates));
+  const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates), call.threads);
   const Memory workspace = allocate(table.forward_workspace(w.view(), call, threads));
   return table.forward(w.view(), call, threads, workspace.get());
 }
@@ -277,7 +277,7 @@ bool backward(const PackedWeights<T>& weights, const Backward<T>& call) {
   require(call.drecurrent_kernel || w.cell == Cell::indrnn, "drecurrent_kernel must not be null");
   require(call.dparameters || cell_traits(w.cell).parameters == 0, "dparameters must not be null");
   const KernelTable<T>& table = table_of<T>(w.kernels);
-  const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates));
+  const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates), call.threads);
   const Memory workspace = allocate(table.backward_workspace(w.view(), call, threads));
   return table.backward(w.view(), call, threads, workspace.get());
 }

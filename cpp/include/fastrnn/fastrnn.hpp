@@ -170,6 +170,7 @@ struct Call {
   /// gate, the same at every step (dropout); null: none.
   const T* input_factors = nullptr;
   const T* recurrent_factors = nullptr;
+  int threads = 0;  ///< the most that this call may use; 0: num_threads()
   Interrupt interrupt;
 };
 
