@@ -853,7 +853,9 @@ def test_weights_of_another_cell_are_refused(cell, other):
 
 
 def test_an_unknown_cell_is_refused():
-    variants = [f"lstm_{gates}{suffix}" for gates in ("nig", "nfg", "nog", "cifg") for suffix in ("", "_peephole")]
+    variants = [
+        f"lstm_{gates}{suffix}" for gates in ("nig", "nfg", "nog", "cifg") for suffix in ("", "_peephole")
+    ]
     names = ["simple_rnn", "lstm", "gru", "gru_reset_before", "lstm_peephole", *variants, "indrnn"]
     message = f"the cell must be one of {', '.join(names)}, got 'rnn'"
     with pytest.raises(ValueError, match=exactly(message)):

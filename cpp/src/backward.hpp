@@ -190,6 +190,7 @@ class BackwardRows {
     at.parameters = seq_.panels.parameters;
     at.parameter_stride = seq_.panels.padded_units;
     at.activations = seq_.activations;
+    at.factors = seq_.recurrent_factors();
     at.slots = slot(t, 0);
     at.d_row = rows.begin;
     at.doperand = {doperand_, d_stride_};

@@ -73,6 +73,7 @@ class ForwardPass {
     v.parameters = seq_.panels.parameters;
     v.parameter_stride = seq_.panels.padded_units;
     v.activations = seq_.activations;
+    v.factors = seq_.recurrent_factors();
     if (call_.tape)
       v.slots = seq_.tape_slot(call_.tape, k, 0);
     else if (slots_)

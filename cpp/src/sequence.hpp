@@ -75,6 +75,8 @@ class Sequence {
   /// The factors of what gate g multiplies in row r: of x, or of what the recurrent kernel multiplies.
   const T* input_factors(Index r, int g) const { return factors(call_.input_factors, r, g, I); }
   const T* recurrent_factors(Index r, int g) const { return factors(call_.recurrent_factors, r, g, H); }
+  /// The same of gate 0 for all rows.
+  CallRows<const T> recurrent_factors() const { return {schedule, call_.recurrent_factors, G * H, 0, 0}; }
 
  private:
   const T* factors(const T* all, Index r, int g, Index n) const {

@@ -39,6 +39,7 @@ struct CellRows {
   Rows<T> next[kMaxStates];        ///< the states after it
   Rows<T> slots;                   ///< the cell's saved values; data null: not kept
   CallRows<T> y;                   ///< a copy of h; false: not wanted
+  CallRows<const T> factors;       ///< of h_prev, for a cell that multiplies it by itself; false: none
 };
 
 /// The same for backward.
@@ -51,7 +52,7 @@ struct CellRowsBack {
   Index parameter_stride;
   const Activation* activations;
   Rows<const T> slots, prev[kMaxStates];
-  CallRows<const T> dy;  ///< false: none
+  CallRows<const T> dy, factors;  ///< false: none
   Rows<T> d[kMaxStates];
   Rows<const T> doperand;
   Index d_row;  ///< row number of `row` in d and doperand
@@ -193,6 +194,9 @@ FASTRNN_INLINE void finish_group(const CellRows<T>& at, Index row, Index unit,
   for (int i = 0; i < S::first_slot; ++i)
     load_rows(slot[i], at.slots[row] + i * at.units + unit, at.slots.stride, valid);
   for (int i = 0; i < states; ++i) load_rows(prev[i], at.prev[i][row] + unit, at.prev[i].stride, valid);
+  if constexpr (S::operand == kNothing)
+    if (at.factors)
+      for (int r = 0; r < R; ++r) prev[0].v[r] = mul(prev[0].v[r], load<V>(at.factors[row + r] + unit, valid));
   S::forward(functions, parameter, a, slot, prev, next);
   if (at.slots.data)
     for (int i = S::first_slot; i < S::first_slot + S::slots; ++i)
@@ -289,7 +293,11 @@ void cell_backward(const CellRowsBack<T>& rows_at_hand) {
         if (at.dy)
           at.dy.for_each_output(row, [&](const T* dy) FASTRNN_ALWAYS { d[0] = add(d[0], load<V>(dy + unit, valid)); });
         const V doperand = last ? zero<V>() : load<V>(at.doperand[at.d_row + b] + unit, valid);
+        const bool scaled = S::operand == kNothing && at.factors;
+        const V factor = scaled ? load<V>(at.factors[row] + unit, valid) : one<V>();
+        if (scaled) prev[0] = mul(prev[0], factor);
         S::backward(functions, parameter, slot, prev, next, d, doperand, da);
+        if (scaled) d[0] = mul(d[0], factor);
         for (int i = 0; i < sums; ++i) store(out + i * at.vectors * L, da[i]);
         if (stage == 0)
           for (int i = 0; i < states; ++i) store(at.d[i][at.d_row + b] + unit, d[i], valid);

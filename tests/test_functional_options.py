@@ -1,0 +1,298 @@
+"""Masks, dropout masks, activations and LSTM variants in the kernels: every combination against the reference."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from support import CELLS, GATES, STATES, Reference, as_list, assert_close, random_gradients
+
+import fastrnn
+from fastrnn import activations, functional, reference
+
+
+class Case(NamedTuple):
+    """A cell in the kernels and in the reference, and the shapes of its weights."""
+
+    functions: tuple[Any, Any, Any]  # inference, forward, backward
+    reference: Reference
+    gates: int
+    states: int
+    peepholes: int = 0
+    settings: dict[str, Any] = {}  # noqa: RUF012  (of the functions of both)
+
+
+def functions(name):
+    return tuple(getattr(functional, name + suffix) for suffix in ("", "_forward", "_backward"))
+
+
+CASES = {
+    name: Case(functions(name), CELLS[name], GATES[name], STATES[name])
+    for name in ("simple_rnn", "lstm", "gru")
+}
+CASES["gru_reset_before"] = CASES["gru"]._replace(settings={"reset_after": False})
+CASES["indrnn"] = Case(
+    functions("indrnn"), Reference(reference.indrnn_forward, reference.indrnn_backward), 1, 1
+)
+for variant in functional.VARIANTS:
+    gates = reference.LSTM_GATES[variant]
+    for peepholes in {0, len(set(gates) - {"g"})} if variant != "np" else {0}:
+        CASES[f"lstm_{variant}_{peepholes}"] = Case(
+            functions("lstm"), CELLS["lstm"], len(gates), 2, peepholes, {"variant": variant}
+        )
+
+SMOOTH = [
+    "tanh",
+    "sigmoid",
+    "linear",
+    "softsign",
+    "softplus",
+    "log_sigmoid",
+    "silu",
+    "gelu",
+    "mish",
+]
+SMOOTH += ["elu", "celu", "squareplus", "scaled_tanh"]
+
+
+def random_problem(case, B, T, I, H, dtype, seed, bias=True):
+    """x, weights and initial states; small, so that activations without bounds stay near 1."""
+    rng = np.random.default_rng(seed)
+    G = case.gates
+    recurrent = (H,) if case is CASES["indrnn"] else (H, G * H)
+    rows = (2,) if case.functions[0] is functional.gru and case.settings.get("reset_after", True) else ()
+    shapes = [(I, G * H), recurrent, *([(*rows, G * H)] if bias else [])]
+    weights = [0.7 * rng.standard_normal(s) / np.sqrt(max(1, s[0])) for s in shapes]
+    peephole = 0.5 * rng.standard_normal((case.peepholes, H)).astype(dtype) if case.peepholes else None
+    x, states = rng.standard_normal((B, T, I)), [rng.uniform(-1, 1, (B, H)) for _ in range(case.states)]
+    return (
+        x.astype(dtype),
+        [w.astype(dtype) for w in weights],
+        {} if peephole is None else {"peephole": peephole},
+        [s.astype(dtype) for s in states],
+    )
+
+
+def random_mask(kind, B, T, rng):
+    """None, or a mask [B, T] that leaves out steps at the end, at the beginning, or anywhere, and some rows."""
+    if kind == "none":
+        return None
+    lengths = rng.integers(0, T + 1, B)[:, None]
+    return {
+        "right": np.arange(T) < lengths,
+        "left": np.arange(T) >= lengths,
+        "holes": rng.random((B, T)) < 0.6,
+        "nothing": np.zeros((B, T), bool),
+    }[kind]
+
+
+def factors(shape, rng, dtype):
+    return ((rng.random(shape) < 0.6) / 0.6).astype(dtype)
+
+
+@st.composite
+def problems(draw, names=tuple(CASES)):
+    """A case with all that its functions take."""
+    case = CASES[draw(st.sampled_from(names))]
+    B, T, I, H = (draw(st.integers(*range_)) for range_ in [(1, 19), (0, 7), (0, 6), (1, 37)])
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    dtype = draw(st.sampled_from(["float32", "float64"]))
+    x, weights, peephole, states = random_problem(case, B, T, I, H, dtype, rng, draw(st.booleans()))
+    mask = random_mask(draw(st.sampled_from(["none", "right", "left", "holes", "nothing"])), B, T, rng)
+    names = (
+        SMOOTH if dtype == "float32" else sorted(set(activations.NAMES) - {"exponential"})
+    )  # it grows beyond bounds
+    chosen = {"activation": draw(st.sampled_from(["tanh", *names]))}
+    if case.functions[0] in (functional.lstm, functional.gru):
+        chosen["recurrent_activation"] = draw(st.sampled_from(["sigmoid", "sigmoid", "hard_sigmoid", "tanh"]))
+    options = {
+        "initial_state": draw(st.sampled_from([None, states])),
+        "mask": mask,
+        "zero_output_for_mask": draw(st.booleans()),
+        "dropout_mask": draw(
+            st.sampled_from([None, factors((B, I), rng, dtype), factors((B, case.gates, I), rng, dtype)])
+        ),
+        "recurrent_dropout_mask": draw(st.sampled_from([None, factors((B, case.gates, H), rng, dtype)])),
+        "return_sequences": draw(st.booleans()),
+        "return_state": draw(st.booleans()),
+        "go_backwards": draw(st.booleans()),
+    }
+    if draw(st.booleans()):  # the fused kernels
+        chosen, options = {}, options | {"dropout_mask": None, "recurrent_dropout_mask": None}
+        if case is CASES["indrnn"]:
+            chosen = {"activation": "softplus"}  # no kink
+    return case, x, weights, case.settings | peephole | chosen | options
+
+
+def wide(value):
+    """Arrays as float64, in lists and dicts too."""
+    if isinstance(value, dict):
+        return {name: wide(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [wide(v) for v in value]
+    return value.astype("float64") if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+
+
+def without(array, mask):
+    """x with NaN where there is no step: what nobody may read."""
+    return array if mask is None else np.where(mask[..., None], array, np.nan).astype(array.dtype)
+
+
+@hypothesis.given(problems())
+@hypothesis.settings(max_examples=100)
+def test_every_combination_of_options_equals_the_reference(isa, problem):
+    case, x, weights, options = problem
+    inference, forward, backward = case.functions
+    rtol = 1e-12 if x.dtype == "float64" else 2e-5
+    expected, expected_tape = case.reference.forward(wide(x), *wide(weights), **wide(options))
+    padded = without(x, options["mask"])
+    outputs, tape = forward(padded, *weights, **options)
+    assert_close(as_list(outputs), as_list(expected), rtol, "outputs")
+    for one, other in zip(as_list(outputs), as_list(inference(padded, *weights, **options)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    dy = random_gradients(outputs)
+    expected_gradients = case.reference.backward(wide(dy), expected_tape)
+    assert_close(backward(dy, tape), expected_gradients, 10 * rtol, "gradients")
+
+
+@hypothesis.given(problems())
+@hypothesis.settings(max_examples=50)
+def test_results_do_not_depend_on_threads(isa, problem):
+    case, x, weights, options = problem
+
+    def run(threads):
+        outputs, tape = case.functions[1](x, *weights, threads=threads, **options)
+        gradients = case.functions[2](random_gradients(outputs), tape)
+        return [*as_list(outputs), gradients.x, *gradients.weights, *gradients.initial_state]
+
+    fastrnn.set_num_threads(3)
+    x = np.concatenate([x] * 1)
+    for one, other in zip(run(1), run(0), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_large_masked_batches_do_not_depend_on_threads_and_equal_the_rows_alone(isa, cell, dtype):
+    """Large enough for several threads, parts and chunks."""
+    case = CASES[cell]
+    rng = np.random.default_rng(3)
+    x, weights, _, states = random_problem(case, 70, 40, 20, 50, dtype, rng)
+    options = {
+        "mask": random_mask("holes", 70, 40, rng) & random_mask("right", 70, 40, rng),
+        "initial_state": states,
+        "return_sequences": True,
+        "return_state": True,
+    } | case.settings
+    fastrnn.set_num_threads(2)
+    results = []
+    for threads in (1, 2):
+        outputs, tape = case.functions[1](x, *weights, threads=threads, **options)
+        gradients = case.functions[2](random_gradients(outputs), tape)
+        results.append([*outputs, gradients.x, *gradients.weights, *gradients.initial_state])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+    half = slice(20, 45)
+    options |= {"mask": options["mask"][half], "initial_state": [s[half] for s in states]}
+    for whole, part in zip(results[0], case.functions[0](x[half], *weights, **options), strict=False):
+        np.testing.assert_array_equal(whole[half], part)
+    wide_options = wide(options)
+    expected, expected_tape = case.reference.forward(wide(x[half]), *wide(weights), **wide_options)
+    outputs, tape = case.functions[1](x[half], *weights, **options)
+    rtol = 1e-12 if dtype == "float64" else 5e-6
+    assert_close(outputs, expected, rtol)
+    dy = random_gradients(outputs)
+    assert_close(
+        case.functions[2](dy, tape), case.reference.backward(wide(list(dy)), expected_tape), 20 * rtol
+    )
+
+
+def test_lengths_are_short_for_a_mask():
+    x, weights, _, _ = random_problem(CASES["lstm"], 3, 5, 2, 4, "float32", 0)
+    run = partial(functional.lstm, x, *weights, return_sequences=True)
+    mask = np.array([[True] * 5, [True] * 2 + [False] * 3, [False] * 5])
+    for lengths in ([5, 2, 0], np.array([5, 2, 0], "uint8")):
+        np.testing.assert_array_equal(run(lengths=lengths), run(mask=mask))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"mask": np.ones((3, 5), "float32")},
+            TypeError,
+            "functional.lstm: mask must be an array of bool, True where there is a step, got float32; convert it with "
+            "mask.astype(bool)",
+        ),
+        (
+            {"mask": np.ones((5, 3), bool)},
+            ValueError,
+            "functional.lstm: mask must have shape (3, 5) (batch, time), got (5, 3)",
+        ),
+        (
+            {"mask": [[True]]},
+            TypeError,
+            "functional.lstm: mask must be a NumPy array, got list; convert it with np.asarray",
+        ),
+        (
+            {"lengths": [5, 6, 0]},
+            ValueError,
+            "functional.lstm: lengths must be from 0 to 5, the time steps of x, got 6; cut or pad x to fit",
+        ),
+        (
+            {"lengths": [5, -1, 0]},
+            ValueError,
+            "functional.lstm: lengths must be from 0 to 5, the time steps of x, got -1; cut or pad x to fit",
+        ),
+        (
+            {"lengths": [5.0, 1, 1]},
+            TypeError,
+            "functional.lstm: lengths must be integers, got float64; convert them with lengths.astype(int)",
+        ),
+        (
+            {"lengths": [5, 1]},
+            ValueError,
+            "functional.lstm: lengths must have shape (3,), one for each row, got (2,)",
+        ),
+        (
+            {"lengths": [5, 1, 1], "mask": np.ones((3, 5), bool)},
+            ValueError,
+            "functional.lstm: lengths and mask must not both be given; leave one of them out",
+        ),
+        (
+            {"dropout_mask": np.ones((3, 3), "float32")},
+            ValueError,
+            "functional.lstm: dropout_mask must have shape (3, 2) (batch, features), got (3, 3)",
+        ),
+        (
+            {"recurrent_dropout_mask": np.ones((3, 4), "float32")},
+            ValueError,
+            "functional.lstm: recurrent_dropout_mask must have shape (3, 4, 4) (batch, gates, what is masked), got (3, 4)",
+        ),
+        (
+            {"recurrent_dropout_mask": np.ones((3, 4, 4))},
+            TypeError,
+            "functional.lstm: recurrent_dropout_mask must be float32 like the weights, got float64; convert it with "
+            'recurrent_dropout_mask.astype("float32")',
+        ),
+        (
+            {"peephole": np.ones((2, 4), "float32")},
+            ValueError,
+            "functional.lstm: peephole must have shape (3, 4) (a row for each gate that sees c), got (2, 4)",
+        ),
+        (
+            {"variant": "np", "peephole": np.ones((3, 4), "float32")},
+            ValueError,
+            'variant "np" is the LSTM without peepholes',
+        ),
+        ({"variant": "gif"}, ValueError, "variant must be one of None, 'vanilla'"),
+        ({"activation": "tan"}, ValueError, "there is no activation 'tan'"),
+    ],
+)
+def test_impossible_options_are_refused(options, error, message):
+    x, weights, _, _ = random_problem(CASES["lstm"], 3, 5, 2, 4, "float32", 0)
+    with pytest.raises(error) as caught:
+        functional.lstm(x, *weights, **options)
+    assert str(caught.value).startswith(message)
