@@ -17,19 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastrnn import constraints, initializers, regularizers
+from fastrnn import activations, constraints, initializers, regularizers
 
 __all__ = ["CHECKS", "SETTABLE", "LayerDType", "show", "to_config"]
 
 Check = Callable[[str, str, Any], Any]
 LayerDType = DTypeLike | dict[str, Any]  # the dict: the config of a DTypePolicy of Keras
-
-# The names that Keras knows: the difference between a typing error and what fastrnn doesn't have yet.
-_KERAS_ACTIVATIONS = frozenset(
-    """celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu
-    linear log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign
-    sparse_plus sparse_sigmoid sparsemax squareplus swish tanh tanh_shrink threshold""".split()
-)
 
 
 def _must(where: str, argument: str, what: str, value: object, advice: str) -> str:
@@ -46,12 +39,6 @@ def _flag(where: str, argument: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(_must(where, argument, "True or False", value, "write bool(...) around it"))
     return bool(value)
-
-
-def _no_flag_yet(where: str, argument: str, value: Any) -> bool:
-    if _flag(where, argument, value):
-        raise _not_supported(where, argument, value, False)
-    return False
 
 
 def _integer(where: str, argument: str, value: Any, what: str, least: int) -> int:
@@ -75,18 +62,6 @@ def _seed(where: str, argument: str, value: Any) -> int | None:
     return None if value is None else _integer(where, argument, value, "None or a non-negative integer", 0)
 
 
-def _activation(only: str) -> Check:
-    def check(where: str, argument: str, value: Any) -> str:
-        if isinstance(value, str) and value == only:
-            return value
-        if value is None or callable(value) or (isinstance(value, str) and value in _KERAS_ACTIVATIONS):
-            raise _not_supported(where, argument, value, only)
-        error = ValueError if isinstance(value, str) else TypeError
-        raise error(_must(where, argument, "the name of an activation", value, f'use "{only}"'))
-
-    return check
-
-
 def _found_by(get: Callable[[Any], Any]) -> Check:
     def check(where: str, argument: str, value: Any) -> Any:
         try:
@@ -97,20 +72,29 @@ def _found_by(get: Callable[[Any], Any]) -> Check:
     return check
 
 
+_activation = _found_by(activations.get)
 _initializer = _found_by(initializers.get)
 _regularizer = _found_by(regularizers.get)
 _constraint = _found_by(constraints.get)
 
 
-def _rate_not_yet(where: str, argument: str, value: Any) -> float:
-    what = "a number from 0 to 1"
+def _rate(where: str, argument: str, value: Any) -> float:
+    what = "a number from 0 to less than 1"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_must(where, argument, what, value, "pass a float"))
-    if value < 0 or not value <= 1:  # NaN is neither
-        raise ValueError(_must(where, argument, what, value, "it is a fraction"))
-    if value:
-        raise _not_supported(where, argument, value, 0.0)
-    return 0.0
+    if not 0 <= value < 1:  # NaN isn't either
+        raise ValueError(_must(where, argument, what, value, "it is the fraction that is left out"))
+    return float(value)
+
+
+def _variant(where: str, argument: str, value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value  # which ones there are the functional layer knows
+    raise TypeError(_must(where, argument, "None or a str", value, 'use for example "cifg"'))
+
+
+def _flag_or_none(where: str, argument: str, value: Any) -> bool | None:
+    return None if value is None else _flag(where, argument, value)
 
 
 def _cudnn(where: str, argument: str, value: Any) -> bool | str:
@@ -146,8 +130,8 @@ def _name(where: str, argument: str, value: Any) -> str:
 
 CHECKS: dict[str, Check] = {
     "units": _units,
-    "activation": _activation("tanh"),
-    "recurrent_activation": _activation("sigmoid"),
+    "activation": _activation,
+    "recurrent_activation": _activation,
     "use_bias": _flag,
     "kernel_initializer": _initializer,
     "recurrent_initializer": _initializer,
@@ -160,8 +144,8 @@ CHECKS: dict[str, Check] = {
     "kernel_constraint": _constraint,
     "recurrent_constraint": _constraint,
     "bias_constraint": _constraint,
-    "dropout": _rate_not_yet,
-    "recurrent_dropout": _rate_not_yet,
+    "dropout": _rate,
+    "recurrent_dropout": _rate,
     "seed": _seed,
     "return_sequences": _flag,
     "return_state": _flag,
@@ -170,7 +154,9 @@ CHECKS: dict[str, Check] = {
     "unroll": _flag,
     "reset_after": _flag,
     "use_cudnn": _cudnn,
-    "zero_output_for_mask": _no_flag_yet,
+    "variant": _variant,
+    "peephole": _flag_or_none,
+    "zero_output_for_mask": _flag,
     "trainable": _flag,
     "dtype": _dtype,
     "name": _name,
@@ -180,6 +166,7 @@ SETTABLE = {"return_sequences", "return_state", "go_backwards", "unroll", "train
 
 
 _SERIALIZE: dict[str, Callable[[Any], Any]] = {
+    "activation": activations.serialize,
     "initializer": initializers.serialize,
     "regularizer": regularizers.serialize,
     "constraint": constraints.serialize,

@@ -12,8 +12,7 @@ states of its last call: let one thread at a time call it. All arithmetic lies b
 
 Legend: B batch, T time steps, I inputs, H units, G gates.
 
-An argument of Keras' that isn't supported yet raises NotImplementedError as soon as it is given any value but
-its default; nothing is accepted and then ignored.
+What isn't supported yet raises NotImplementedError as soon as it is given; nothing is accepted and then ignored.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 
 from fastrnn import functional, initializers
+from fastrnn.activations import Activation, ActivationLike
 from fastrnn.arguments import CHECKS, SETTABLE, LayerDType, show, to_config
 from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array
@@ -43,6 +43,9 @@ __all__ = ["GRU", "LSTM", "SimpleRNN"]
 StatesLike = Sequence[ArrayLike | None] | ArrayLike  # one per state, or the one state there is
 Outputs = Array | Any  # y, or with return_state the tuple (y, h) or for LSTM (y, h, c)
 PartialShape = tuple[int | None, ...]
+DROPOUT_STREAM = (
+    1 << 16
+)  # which of a seed's random streams dropout draws from; those of the weights are the first
 Layer = TypeVar("Layer", bound="_Recurrent")
 
 
@@ -92,7 +95,7 @@ class _Recurrent(KeepsStates):
 
     # The arguments that all constructors have.
     units: int
-    activation: str
+    activation: Activation
     use_bias: bool
     kernel_initializer: Initializer
     recurrent_initializer: Initializer
@@ -120,6 +123,8 @@ class _Recurrent(KeepsStates):
     # (A lock would stay locked in a child that is forked while another thread holds it.)
     _packed: functional.Weights | None = None
 
+    _calls = 0  # that dropout has drawn masks for
+
     def __init__(self, arguments: dict[str, Any]) -> None:
         # `arguments` are the locals() of the layer's own __init__, whose signature is the one list of them.
         self.__dict__.setdefault("_where", type(self).__name__)  # what error messages begin with
@@ -127,6 +132,8 @@ class _Recurrent(KeepsStates):
         for name in self._arguments:
             self.__dict__[name] = CHECKS[name](self._where, name, arguments[name])
         self._numpy_dtype = np.dtype(self.dtype)
+        self._entropy = np.random.SeedSequence(self.seed).entropy
+        self._drops = bool(self.dropout or self.recurrent_dropout)
         self._has_regularizers = any(
             name.endswith("_regularizer") and getattr(self, name) is not None for name in self._arguments
         )
@@ -148,8 +155,10 @@ class _Recurrent(KeepsStates):
         self,
         x: ArrayLike,
         initial_state: StatesLike | None = None,
-        mask: None = None,
+        mask: ArrayLike | None = None,
         training: bool | None = False,
+        *,
+        lengths: ArrayLike | None = None,
     ) -> Outputs:
         """Runs the layer over whole sequences.
 
@@ -160,20 +169,20 @@ class _Recurrent(KeepsStates):
                 refused.
             initial_state: None (zeros), or a list of arrays [B, H], [h] or for LSTM [h, c]; None in it means
                 zeros. One array alone is taken as [h].
-            mask: not supported yet, must be None.
-            training: accepted as in Keras; without dropout it changes nothing.
+            mask: bool array [B, T], True where there is a step; None: everywhere. Elsewhere x is not read, the
+                states stay and the output repeats the one before (zeros before the first step, or everywhere with
+                zero_output_for_mask). Masked steps are left out, so that they cost no time.
+            training: whether dropout and recurrent_dropout are used.
+            lengths: integers [B]; short for the mask that is True in the first so many steps of each row.
 
         Returns:
             y: [B, H] the last output, or [B, T, H] with return_sequences.
             With return_state the tuple (y, h) or for LSTM (y, h, c), the states [B, H].
 
         Raises:
-            TypeError: x or a state isn't a floating array.
-            ValueError: a shape doesn't fit.
-            NotImplementedError: a mask was given.
+            TypeError: x or a state isn't a floating array, or the mask isn't of bool or the lengths of integers.
+            ValueError: a shape or a length doesn't fit, or both mask and lengths are given.
         """
-        if mask is not None:
-            self._refuse_mask()
         if training is not True and training is not False:
             self._check_training(training)
         packed = self._packed
@@ -191,6 +200,7 @@ class _Recurrent(KeepsStates):
             return_sequences=self.return_sequences,
             return_state=self.return_state or stateful,
             go_backwards=self.go_backwards,
+            **self._options(x, mask, lengths, training),
         )
         return self._end_with(outputs, self.return_state) if stateful else outputs
 
@@ -198,23 +208,23 @@ class _Recurrent(KeepsStates):
         self,
         x: ArrayLike,
         initial_state: StatesLike | None = None,
-        mask: None = None,
+        mask: ArrayLike | None = None,
         training: bool | None = True,
+        *,
+        lengths: ArrayLike | None = None,
     ) -> tuple[Outputs, Tape]:
         """Runs the layer as a call does, and keeps what `backward` needs.
 
         Args:
-            x, initial_state, mask, training: as in a call.
+            x, initial_state, mask, training, lengths: as in a call.
 
         Returns:
             (outputs, tape): what the call returns, and the tape to hand to `backward`, once. The tape refers
-            to x and initial_state, with an activity_regularizer also to the outputs: don't change them before.
+            to x, initial_state and mask, with an activity_regularizer also to the outputs: don't change them before.
 
         Raises:
             As a call.
         """
-        if mask is not None:
-            self._refuse_mask()
         if training is not True and training is not False:
             self._check_training(training)
         x, packed = self._prepare(x, "x", "[batch, time, features]")
@@ -230,6 +240,7 @@ class _Recurrent(KeepsStates):
             return_sequences=self.return_sequences,
             return_state=return_state or stateful,
             go_backwards=self.go_backwards,
+            **self._options(x, mask, lengths, training),
         )
         tape = Tape(self, core, return_state, stateful)
         if stateful:
@@ -521,7 +532,7 @@ class _Recurrent(KeepsStates):
 
         Of several threads that come here at once, the first to finish makes the weights of all.
         """
-        streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self.seed).spawn(3)]
+        streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self._entropy).spawn(3)]
         shapes = self._shapes(features)
         for name, shape in shapes.items():
             if math.prod(shape) > sys.maxsize // self._numpy_dtype.itemsize:
@@ -535,6 +546,8 @@ class _Recurrent(KeepsStates):
         ]
         if self.use_bias:
             arrays.append(self._initial_bias(streams[2]))
+        if "peephole" in shapes:
+            arrays.append(np.zeros(shapes["peephole"], self.dtype))
         made: functional.Weights = self.__dict__.setdefault("_packed", self._pack(arrays))
         return made
 
@@ -634,8 +647,20 @@ class _Recurrent(KeepsStates):
     def _pack(self, arrays: list[Array]) -> functional.Weights:
         for array in arrays:
             array.flags.writeable = False
-        kernel, recurrent_kernel, *bias = arrays
-        return functional.Weights(self._cell, kernel, recurrent_kernel, *bias, name=self._where)
+        named = dict(zip(self._shapes(0), arrays, strict=True))
+        return functional.Weights(
+            self._cell,
+            named["kernel"],
+            named["recurrent_kernel"],
+            named.get("bias"),
+            peephole=named.get("peephole"),
+            activations=functional.activation_codes(*self._activations()),
+            name=self._where,
+        )
+
+    def _activations(self) -> tuple[ActivationLike, ActivationLike, ActivationLike]:
+        """Of the gates, of the candidate, of an LSTM's c on its way to h."""
+        return getattr(self, "recurrent_activation", "sigmoid"), self.activation, self.activation
 
     def _weights_for(self, method: str) -> list[Array]:
         if self._packed is None:
@@ -711,10 +736,39 @@ class _Recurrent(KeepsStates):
                 "write bool(...) around it"
             )
 
-    def _refuse_mask(self) -> None:
-        raise NotImplementedError(
-            f"{self._where}: mask is not supported yet; leave it out, or cut the padding off"
+    def _options(self, x: Array, mask: Any, lengths: Any, training: Any) -> dict[str, Any]:
+        """What a call hands to the functional layer beside x, the states and what every call does."""
+        options: dict[str, Any] = {}
+        if mask is not None:
+            options["mask"] = np.asarray(mask)
+        if lengths is not None:
+            options["lengths"] = lengths
+        if options and self.zero_output_for_mask:
+            options["zero_output_for_mask"] = True
+        return options | self._dropout_masks(x) if training and self._drops else options
+
+    def _dropout_masks(self, x: Array) -> dict[str, Array]:
+        """The masks of one call's dropout, as Keras draws them: the same at every step.
+
+        With recurrent_dropout each gate has masks of its own, of x too; without it all share one.
+        """
+        if x.ndim < 2:
+            return {}  # what the core refuses
+        self._calls += 1
+        rng = np.random.default_rng(
+            np.random.SeedSequence(self._entropy, spawn_key=(DROPOUT_STREAM, self._calls))
         )
+
+        def draw(rate: float, *shape: int) -> Array:
+            kept = rng.random(shape, np.float32) >= rate
+            return np.where(kept, self._numpy_dtype.type(1 / (1 - rate)), self._numpy_dtype.type(0))
+
+        masks, per_gate = {}, (self._gates,) if self.recurrent_dropout else ()
+        if self.dropout:
+            masks["dropout_mask"] = draw(self.dropout, len(x), *per_gate, x.shape[-1])
+        if self.recurrent_dropout:
+            masks["recurrent_dropout_mask"] = draw(self.recurrent_dropout, len(x), *per_gate, self.units)
+        return masks
 
 
 class SimpleRNN(_Recurrent):
@@ -726,7 +780,7 @@ class SimpleRNN(_Recurrent):
 
     Args:
         units: H, a positive int.
-        activation: "tanh".
+        activation: what `fastrnn.activations.get` takes: a name, an `Activation` with parameters, a Keras config.
         use_bias: whether there is a bias.
         kernel_initializer: W's initial value: a name, a Keras config, or a callable f(shape, dtype=...).
         recurrent_initializer, bias_initializer: the same for U and b.
@@ -734,8 +788,8 @@ class SimpleRNN(_Recurrent):
         return_state: return (y, h) instead of y.
         go_backwards: read x from its end to its beginning; outputs come in the order of computation.
         unroll: accepted as in Keras; it changes nothing in the result, nor in speed.
-        seed: int; the same weights from every layer with this seed and these shapes. None: fresh ones each
-            time. (In Keras it is the seed of dropout alone.)
+        seed: int; the same weights, and in the same order of calls the same dropout masks, from every layer with
+            this seed and these shapes. None: fresh ones each time. (In Keras it is the seed of dropout alone.)
         trainable: if False, `trainable_weights` is empty; nothing else changes.
         dtype: "float32" (the default) or "float64", of the weights and all arithmetic.
         name: a str without "/"; by default the class' name in snake case.
@@ -746,14 +800,16 @@ class SimpleRNN(_Recurrent):
             `apply_constraints`.
         stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
             An initial_state given goes before them for that call. Copies and pickles don't take the states along.
-        dropout, recurrent_dropout, zero_output_for_mask:
-            not supported yet, must be left at their defaults.
+        dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
+            every step; the others are divided by 1 - dropout.
+        recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
+        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
 
     Weights: kernel W [I, H], recurrent_kernel U [H, H], bias b [H].
 
     Raises:
         TypeError, ValueError: an argument isn't what is said here.
-        NotImplementedError: an argument that isn't supported yet has a value other than its default.
+        NotImplementedError: an activation is made of Python callables, or the dtype is half precision.
 
     >>> import numpy as np
     >>> rnn = SimpleRNN(4, return_sequences=True)
@@ -769,7 +825,7 @@ class SimpleRNN(_Recurrent):
     def __init__(
         self,
         units: int,
-        activation: str = "tanh",
+        activation: ActivationLike = "tanh",
         use_bias: bool = True,
         kernel_initializer: InitializerLike = "glorot_uniform",
         recurrent_initializer: InitializerLike = "orthogonal",
@@ -808,24 +864,35 @@ class LSTM(_Recurrent):
         c_t = f * c_{t-1} + i * g
         h_t = o * tanh(c_t)
 
+    The variants of Greff et al., "LSTM: A Search Space Odyssey" (2017, arXiv 1503.04069), beside None, which is the
+    above. All but "np" and None have peepholes p (Gers and Schmidhuber, 2000), unless `peephole` says otherwise:
+    i and f have + p_i * c_{t-1} and + p_f * c_{t-1} in them, o has + p_o * c_t.
+
+        vanilla   the above          np     no peepholes
+        nig       i = 1              nfg    f = 1                    nog     o = 1
+        cifg      f = 1 - i          niaf   g without activation     noaf    h_t = o * c_t
+
     Hochreiter and Schmidhuber, "Long Short-Term Memory" (1997), with the forget gate of Gers, Schmidhuber and
     Cummins, "Learning to Forget" (2000); keras.layers.LSTM.
 
     Args:
         units: H, a positive int.
-        activation: "tanh".
-        recurrent_activation: "sigmoid".
+        activation: of the candidate g and of c, what `fastrnn.activations.get` takes: a name, an `Activation` with
+            parameters, a Keras config.
+        recurrent_activation: the same for the gates.
         use_bias: whether there is a bias.
         kernel_initializer: W's initial value: a name, a Keras config, or a callable f(shape, dtype=...).
         recurrent_initializer, bias_initializer: the same for U and b.
         unit_forget_bias: the forget gate's bias begins at ones, whatever bias_initializer says of the others.
-        seed: int; the same weights from every layer with this seed and these shapes. None: fresh ones each
-            time. (In Keras it is the seed of dropout alone.)
+        seed: int; the same weights, and in the same order of calls the same dropout masks, from every layer with
+            this seed and these shapes. None: fresh ones each time. (In Keras it is the seed of dropout alone.)
         return_sequences: return the output of every step, [B, T, H], instead of the last one, [B, H].
         return_state: return (y, h, c) instead of y.
         go_backwards: read x from its end to its beginning; outputs come in the order of computation.
         unroll: accepted as in Keras; it changes nothing in the result, nor in speed.
         use_cudnn: "auto" or False; there is no GPU here.
+        variant: None or one of the names above.
+        peephole: whether the gates see c; None: as the variant has it, with variant=None not.
         trainable: if False, `trainable_weights` is empty; nothing else changes.
         dtype: "float32" (the default) or "float64", of the weights and all arithmetic.
         name: a str without "/"; by default the class' name in snake case.
@@ -836,14 +903,18 @@ class LSTM(_Recurrent):
             `apply_constraints`.
         stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
             An initial_state given goes before them for that call. Copies and pickles don't take the states along.
-        dropout, recurrent_dropout, zero_output_for_mask:
-            not supported yet, must be left at their defaults.
+        dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
+            every step; the others are divided by 1 - dropout.
+        recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
+        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
 
-    Weights: kernel W [I, 4*H], recurrent_kernel U [H, 4*H], bias b [4*H]; gates in the order i, f, g, o.
+    Weights: kernel W [I, 4*H], recurrent_kernel U [H, 4*H], bias b [4*H]; gates in the order i, f, g, o; with
+    peepholes peephole p [3, H] in the order i, f, o, zeros at first. A gate that a variant hasn't has no columns and
+    no row.
 
     Raises:
         TypeError, ValueError: an argument isn't what is said here.
-        NotImplementedError: an argument that isn't supported yet has a value other than its default.
+        NotImplementedError: an activation is made of Python callables, or the dtype is half precision.
 
     >>> import numpy as np
     >>> lstm = LSTM(4, return_sequences=True, return_state=True)
@@ -858,15 +929,17 @@ class LSTM(_Recurrent):
     _states = 2
     _cell = "lstm"
 
-    recurrent_activation: str
+    recurrent_activation: Activation
     unit_forget_bias: bool
+    variant: str | None
+    peephole: bool
     use_cudnn: Literal["auto", False]
 
     def __init__(
         self,
         units: int,
-        activation: str = "tanh",
-        recurrent_activation: str = "sigmoid",
+        activation: ActivationLike = "tanh",
+        recurrent_activation: ActivationLike = "sigmoid",
         use_bias: bool = True,
         kernel_initializer: InitializerLike = "glorot_uniform",
         recurrent_initializer: InitializerLike = "orthogonal",
@@ -889,21 +962,40 @@ class LSTM(_Recurrent):
         unroll: bool = False,
         use_cudnn: Literal["auto", False] = "auto",
         *,
+        variant: str | None = None,
+        peephole: bool | None = None,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(locals())
+        if self.peephole is None:
+            self.__dict__["peephole"] = variant not in (None, "np")
+        try:
+            self._cell = functional.lstm_cell(variant, self.peephole)
+        except ValueError as error:
+            raise ValueError(f"{self._where}: {error}") from None
+        missing = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}.get(variant or "", "")
+        self._gate_names = [name for name in "ifgo" if name != missing]
+        self._gates = len(self._gate_names)
+
+    def _activations(self) -> tuple[ActivationLike, ActivationLike, ActivationLike]:
+        return functional.lstm_activations(self.variant, self.activation, self.recurrent_activation)
+
+    def _shapes(self, features: int) -> dict[str, Shape]:
+        shapes = super()._shapes(features)
+        if self.peephole:
+            shapes["peephole"] = (len(set(self._gate_names) - {"g"}), self.units)
+        return shapes
 
     def _initial_bias(self, rng: np.random.Generator) -> Array:
-        if not self.unit_forget_bias:
+        if not self.unit_forget_bias or "f" not in self._gate_names:
             return super()._initial_bias(rng)
-        h = self.units
-        b_i = self._draw("bias_initializer", (h,), rng)
-        b_f = np.ones(h, self.dtype)
-        b_go = self._draw("bias_initializer", (2 * h,), rng)
-        return np.concatenate([b_i, b_f, b_go])
+        h, forget = self.units, self._gate_names.index("f")
+        before = self._draw("bias_initializer", (forget * h,), rng)
+        after = self._draw("bias_initializer", ((self._gates - forget - 1) * h,), rng)
+        return np.concatenate([before, np.ones(h, self.dtype), after])
 
 
 class GRU(_Recurrent):
@@ -920,13 +1012,14 @@ class GRU(_Recurrent):
 
     Args:
         units: H, a positive int.
-        activation: "tanh".
-        recurrent_activation: "sigmoid".
+        activation: of the candidate n, what `fastrnn.activations.get` takes: a name, an `Activation` with
+            parameters, a Keras config.
+        recurrent_activation: the same for the gates.
         use_bias: whether there is a bias.
         kernel_initializer: W's initial value: a name, a Keras config, or a callable f(shape, dtype=...).
         recurrent_initializer, bias_initializer: the same for U, and for b and d together.
-        seed: int; the same weights from every layer with this seed and these shapes. None: fresh ones each
-            time. (In Keras it is the seed of dropout alone.)
+        seed: int; the same weights, and in the same order of calls the same dropout masks, from every layer with
+            this seed and these shapes. None: fresh ones each time. (In Keras it is the seed of dropout alone.)
         return_sequences: return the output of every step, [B, T, H], instead of the last one, [B, H].
         return_state: return (y, h) instead of y.
         go_backwards: read x from its end to its beginning; outputs come in the order of computation.
@@ -943,15 +1036,17 @@ class GRU(_Recurrent):
             `apply_constraints`.
         stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
             An initial_state given goes before them for that call. Copies and pickles don't take the states along.
-        dropout, recurrent_dropout, zero_output_for_mask:
-            not supported yet, must be left at their defaults.
+        dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
+            every step; the others are divided by 1 - dropout.
+        recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
+        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
 
     Weights: kernel W [I, 3*H], recurrent_kernel U [H, 3*H], bias [2, 3*H] (b, then d) or without reset_after
     [3*H]; gates in the order z, r, n.
 
     Raises:
         TypeError, ValueError: an argument isn't what is said here.
-        NotImplementedError: an argument that isn't supported yet has a value other than its default.
+        NotImplementedError: an activation is made of Python callables, or the dtype is half precision.
 
     >>> import numpy as np
     >>> gru = GRU(4, return_state=True)
@@ -964,15 +1059,15 @@ class GRU(_Recurrent):
 
     _gates = 3
 
-    recurrent_activation: str
+    recurrent_activation: Activation
     reset_after: bool
     use_cudnn: Literal["auto", False]
 
     def __init__(
         self,
         units: int,
-        activation: str = "tanh",
-        recurrent_activation: str = "sigmoid",
+        activation: ActivationLike = "tanh",
+        recurrent_activation: ActivationLike = "sigmoid",
         use_bias: bool = True,
         kernel_initializer: InitializerLike = "glorot_uniform",
         recurrent_initializer: InitializerLike = "orthogonal",
