@@ -82,9 +82,10 @@ def _rate(where: str, argument: str, value: Any) -> float:
     what = "a number from 0 to less than 1"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_must(where, argument, what, value, "pass a float"))
-    if not 0 <= value < 1:  # NaN isn't either
+    rate = float(value)
+    if not 0 <= rate < 1:  # NaN isn't either
         raise ValueError(_must(where, argument, what, value, "it is the fraction that is left out"))
-    return float(value)
+    return rate
 
 
 def _variant(where: str, argument: str, value: Any) -> str | None:

@@ -43,6 +43,7 @@ __all__ = ["GRU", "LSTM", "SimpleRNN"]
 StatesLike = Sequence[ArrayLike | None] | ArrayLike  # one per state, or the one state there is
 Outputs = Array | Any  # y, or with return_state the tuple (y, h) or for LSTM (y, h, c)
 PartialShape = tuple[int | None, ...]
+BEYOND_KERAS = ("variant", "peephole")  # arguments that a config has only if they are given
 DROPOUT_STREAM = (
     1 << 16
 )  # which of a seed's random streams dropout draws from; those of the weights are the first
@@ -481,7 +482,10 @@ class _Recurrent(KeepsStates):
         Raises:
             TypeError: an initializer, regularizer or constraint is an object of one's own without a config.
         """
-        return {name: to_config(name, getattr(self, name)) for name in self._arguments}
+        config = {name: to_config(name, getattr(self, name)) for name in self._arguments}
+        return {
+            name: value for name, value in config.items() if name not in BEYOND_KERAS or value is not None
+        }
 
     @classmethod
     def from_config(cls: type[Layer], config: dict[str, Any]) -> Layer:
@@ -760,8 +764,8 @@ class _Recurrent(KeepsStates):
         )
 
         def draw(rate: float, *shape: int) -> Array:
-            kept = rng.random(shape, np.float32) >= rate
-            return np.where(kept, self._numpy_dtype.type(1 / (1 - rate)), self._numpy_dtype.type(0))
+            mask: Array = (rng.random(shape, np.float32) >= rate) * self._numpy_dtype.type(1 / (1 - rate))
+            return mask
 
         masks, per_gate = {}, (self._gates,) if self.recurrent_dropout else ()
         if self.dropout:
@@ -932,7 +936,7 @@ class LSTM(_Recurrent):
     recurrent_activation: Activation
     unit_forget_bias: bool
     variant: str | None
-    peephole: bool
+    peephole: bool | None
     use_cudnn: Literal["auto", False]
 
     def __init__(
@@ -970,10 +974,9 @@ class LSTM(_Recurrent):
         name: str | None = None,
     ) -> None:
         super().__init__(locals())
-        if self.peephole is None:
-            self.__dict__["peephole"] = variant not in (None, "np")
+        self._has_peepholes = variant not in (None, "np") if self.peephole is None else self.peephole
         try:
-            self._cell = functional.lstm_cell(variant, self.peephole)
+            self._cell = functional.lstm_cell(variant, self._has_peepholes)
         except ValueError as error:
             raise ValueError(f"{self._where}: {error}") from None
         missing = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}.get(variant or "", "")
@@ -985,7 +988,7 @@ class LSTM(_Recurrent):
 
     def _shapes(self, features: int) -> dict[str, Shape]:
         shapes = super()._shapes(features)
-        if self.peephole:
+        if self._has_peepholes:
             shapes["peephole"] = (len(set(self._gate_names) - {"g"}), self.units)
         return shapes
 
