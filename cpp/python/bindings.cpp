@@ -336,7 +336,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     if (!return_sequences) y = final_state[0];
     py::object tape = py::none();
     if (training) {
-      const int slots = fastrnn::tape_slots(packed(fastrnn::Pass::forward), call);
+      const int slots = fastrnn::tape_slots(packed(fastrnn::Pass::forward));
       auto saved = empty<T>({B, steps, slots, units}, name, "the tape");
       call.tape = saved.mutable_data();
       auto owner = std::make_shared<Tape>();

@@ -260,18 +260,19 @@ class BackwardRows {
   /// Row r of a matrix [chunk_rows, n], times the factors if there are any, into columns, kTileRows at a time:
   /// `[n / kTileRows][chunk row][kTileRows]`.
   void gather_columns(const T* row, const T* factors, Index n, Index r, T* columns) const {
-    if (factors) {
-      for (Index i = 0; i < n; ++i)
-        columns[(i / kTileRows * chunk_rows_ + r) * kTileRows + i % kTileRows] = row[i] * factors[i];
-      return;
-    }
-    T* to = columns + r * kTileRows;
-    for (Index i = 0; i < n; i += kTileRows, to += chunk_rows_ * kTileRows) {
-      if (n - i >= kTileRows)
-        for (int j = 0; j < kTileRows; ++j) to[j] = row[i + j];
-      else
-        for (Index j = 0; j < n - i; ++j) to[j] = row[i + j];
-    }
+    const auto gather = [&](auto&& value) {
+      T* to = columns + r * kTileRows;
+      for (Index i = 0; i < n; i += kTileRows, to += chunk_rows_ * kTileRows) {
+        if (n - i >= kTileRows)
+          for (int j = 0; j < kTileRows; ++j) to[j] = value(i + j);
+        else
+          for (Index j = 0; j < n - i; ++j) to[j] = value(i + j);
+      }
+    };
+    if (factors)
+      gather([&](Index i) { return row[i] * factors[i]; });
+    else
+      gather([&](Index i) { return row[i]; });
   }
 
   /// From the dsums of a whole chunk: dx, and its share of dW, dU and db.

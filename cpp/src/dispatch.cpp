@@ -242,9 +242,9 @@ const char* PackedWeights<T>::isa() const {
 }
 
 template <class T>
-int tape_slots(const PackedWeights<T>& weights, const Call<T>& call) {
+int tape_slots(const PackedWeights<T>& weights) {
   const auto& w = weights.impl();
-  return table_of<T>(w.kernels).tape_slots(w.view(), call);
+  return table_of<T>(w.kernels).tape_slots(w.view());
 }
 
 /// What both passes ask of what they share.
@@ -253,7 +253,7 @@ void require_call(const PackedWeights<T>& weights, const Call<T>& call, bool kee
   const auto& w = weights.impl();
   require(call.batch >= 0 && call.time >= 0, "batch and time must not be negative");
   require(call.x || call.batch == 0 || call.time == 0 || w.inputs == 0, "x must not be null");
-  require_size({call.batch, w.units, tape_slots(weights, call), keeps_all ? call.time : 1, sizeof(T)});
+  require_size({call.batch, w.units, tape_slots(weights), keeps_all ? call.time : 1, sizeof(T)});
 }
 
 template <class T>
@@ -305,7 +305,7 @@ double measure_limit(Limit limit, int threads, std::int64_t bytes) {
 
 #define FASTRNN_INSTANTIATE(T)                                            \
   template class PackedWeights<T>;                                        \
-  template int tape_slots<T>(const PackedWeights<T>&, const Call<T>&);    \
+  template int tape_slots<T>(const PackedWeights<T>&);                    \
   template bool forward<T>(const PackedWeights<T>&, const Forward<T>&);   \
   template bool backward<T>(const PackedWeights<T>&, const Backward<T>&); \
   template void tanh<T>(const T*, T*, std::int64_t);                      \

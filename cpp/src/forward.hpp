@@ -124,7 +124,7 @@ class ForwardPass {
           at.unit = blocks.first(block);
           at.half = blocks.is_half(block);
           at.vectors = blocks.used(block);
-          if (stage.fused)
+          if (stage.fused && !scaled)
             stage.fused(from, at);
           else
             for_row_tiles({0, rows.size()}, [&](Index first, Index height) {

@@ -36,7 +36,7 @@ class Sequence {
   Schedule schedule;
 
   Sequence(const PackedView<T>& weights, Pass pass, const Call<T>& call, Arena& arena)
-      : cell(cell_info(weights, call)),
+      : cell(cell_info(weights)),
         I(weights.inputs),
         H(weights.units),
         G(cell.traits.gates),

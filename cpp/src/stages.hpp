@@ -357,14 +357,13 @@ const CellInfo<T>& cell_info(Cell cell, bool fused) {
   __builtin_unreachable();
 }
 
-/// The cell with the kernels that a call of it needs.
+/// The cell with the kernels for the activations of its weights.
 template <class T>
-const CellInfo<T>& cell_info(const PackedView<T>& weights, const Call<T>& call) {
+const CellInfo<T>& cell_info(const PackedView<T>& weights) {
   const auto is = [](const Activation& f, ActivationKind kind) { return f.kind == kind && !(f.clip < INFINITY); };
   const Activation* const f = weights.activations;
   return cell_info<T>(weights.cell, is(f[0], ActivationKind::sigmoid) && is(f[1], ActivationKind::tanh) &&
-                                        is(f[2], ActivationKind::tanh) && !call.input_factors &&
-                                        !call.recurrent_factors);
+                                        is(f[2], ActivationKind::tanh));
 }
 
 }  // namespace

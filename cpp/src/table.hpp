@@ -17,7 +17,7 @@ struct PackedView {
 
 template <class T>
 struct KernelTable {
-  int (*tape_slots)(const PackedView<T>& weights, const Call<T>& call);
+  int (*tape_slots)(const PackedView<T>& weights);
   std::int64_t (*packed_size)(Cell cell, Pass pass, std::int64_t inputs, std::int64_t units);  ///< in bytes
   void (*pack)(const Weights<T>& weights, Pass pass, T* packed, int threads);
   /// Bytes of workspace that a call needs with so many threads.

@@ -203,9 +203,9 @@ struct Backward : Call<T> {
   T* dinitial_state[kMaxStates] = {};  ///< written [B, H] each; null: not wanted
 };
 
-/// How many values per unit, row and step a tape of this call has.
+/// How many values per unit, row and step a tape has.
 template <class T>
-int tape_slots(const PackedWeights<T>& weights, const Call<T>& call);
+int tape_slots(const PackedWeights<T>& weights);
 
 /// Run one pass. False: the interrupt asked to stop.
 template <class T>
