@@ -48,6 +48,9 @@ class Options(TypedDict, total=False):
     """[B, I], or [B, G, I] with one for each gate: factors of x (0, or 1 / (1 - rate)), the same at every step."""
     recurrent_dropout_mask: Array | None
     """[B, G, H]: factors of what each gate's recurrent kernel multiplies, the same at every step."""
+    embedding: Array | None
+    """[V, I]: x is then an array [B, T] of integers, and the input of a step is the row of that number. The gradient of x,
+    [B, T, I], is that of those rows; see `embedding_gradient`."""
     return_sequences: bool
     """Return h of every step instead of the last."""
     return_state: bool
@@ -82,6 +85,7 @@ def run(
     zero_output_for_mask: bool = False,
     dropout_mask: Array | None = None,
     recurrent_dropout_mask: Array | None = None,
+    embedding: Array | None = None,
     return_sequences: bool = False,
     return_state: bool = False,
     go_backwards: bool = False,
@@ -102,6 +106,7 @@ def run(
         zero_output_for_mask=zero_output_for_mask,
         dropout_mask=dropout_mask,
         recurrent_dropout_mask=recurrent_dropout_mask,
+        embedding=embedding,
         threads=threads,
     )
     return (y, *states) if return_state else y
@@ -117,6 +122,7 @@ def run_forward(
     zero_output_for_mask: bool = False,
     dropout_mask: Array | None = None,
     recurrent_dropout_mask: Array | None = None,
+    embedding: Array | None = None,
     return_sequences: bool = False,
     return_state: bool = False,
     go_backwards: bool = False,
@@ -137,6 +143,7 @@ def run_forward(
         zero_output_for_mask=zero_output_for_mask,
         dropout_mask=dropout_mask,
         recurrent_dropout_mask=recurrent_dropout_mask,
+        embedding=embedding,
         threads=threads,
     )
     assert tape is not None
@@ -157,6 +164,94 @@ def run_step(
     those in `states`. h is then out[0] itself.
     """
     return _core.step(weights, x_t, states, out)
+
+
+def embedding_gradient(ids: Array, dx: Array, rows: int) -> Array:
+    """The gradient of an embedding [rows, I] whose rows `ids` [B, T] were the inputs, from the gradient dx [B, T, I] of x.
+
+    `ids` and `dx` themselves are that gradient in sparse form: row ids[b, t] gets dx[b, t] added.
+
+    >>> embedding_gradient(np.array([[0, 2, 2]]), np.ones((1, 3, 4)), 3)[:, 0]
+    array([1., 0., 2.])
+    """
+    total = np.zeros((rows, dx.shape[-1]), dx.dtype)
+    np.add.at(total, ids.ravel(), dx.reshape(-1, dx.shape[-1]))
+    return total
+
+
+def gates(tape: Tape) -> dict[str, Array]:
+    """What the gates were in all steps of a forward pass: name -> [B, T, H], in the order in which they were computed.
+
+    LSTM: i f g o, of these what the variant has, and c, the state after each step. GRU: z r n. SimpleRNN and IndRNN: none.
+    At masked steps the gates are 0, and c is what it was.
+
+    Args:
+        tape: What a forward pass returned, not used up yet.
+
+    Raises:
+        RuntimeError: The tape was used.
+
+    >>> x, kernel, recurrent_kernel = (np.zeros(s, "float32") for s in [(8, 5, 3), (3, 64), (16, 64)])
+    >>> _, tape = lstm_forward(x, kernel, recurrent_kernel)
+    >>> {name: gate.shape for name, gate in gates(tape).items()}["f"]
+    (8, 5, 16)
+    """
+    if tape.consumed:
+        raise RuntimeError("functional.gates: the tape was already used; look at the gates before backward")
+    cell, saved = tape.weights.cell, tape.saved
+    variant = next((v for v in _MISSING_GATE if f"_{v}" in cell), "")
+    names = (
+        [n for n in "ifgo" if n != _MISSING_GATE.get(variant)] if cell.startswith("lstm") else ["z", "r", "n"]
+    )
+    if cell in ("simple_rnn", "indrnn"):
+        return {}
+    of_gates, of_candidate, _ = (_activation_of(*code) for code in tape.weights.activations)
+    slots = {name: index for index, name in enumerate(names)}
+    if cell == "gru_reset_before":
+        slots["n"] = 3  # after r h
+    values = {
+        name: _activated(of_candidate if name in "gn" else of_gates, saved[:, :, slot])
+        for name, slot in slots.items()
+    }
+    states = {"c": saved[:, :, -1]} if "g" in names else {}
+    if tape.mask is None:
+        return values | {name: state.copy() for name, state in states.items()}
+    return _at_their_steps(tape, values, states)
+
+
+_MISSING_GATE = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}
+
+
+def _activation_of(code: int, alpha: float, beta: float, clip: float) -> activations.Activation:
+    return activations.Activation(activations.KINDS[code], alpha, beta, None if clip == np.inf else clip)
+
+
+def _activated(activation: activations.Activation, kept: Array) -> Array:
+    """What a tape keeps of a gate, as the gate's value: the tape has the sums of all but these two."""
+    values: Array = kept.copy()
+    if activation.kind in ("tanh", "sigmoid") and activation.clip is None:
+        return values
+    return activation(values)
+
+
+def _at_their_steps(tape: Tape, values: dict[str, Array], states: dict[str, Array]) -> dict[str, Array]:
+    """What a tape keeps row by row in the order of falling numbers of steps, and without masked ones, put where it was."""
+    mask = tape.mask
+    assert mask is not None
+    if tape.go_backwards:
+        mask = mask[:, ::-1]
+    order = np.argsort(-mask.sum(axis=1), kind="stable")
+    placed = {name: np.zeros_like(value) for name, value in (values | states).items()}
+    initial = tape.initial_state[-1]
+    for r, b in enumerate(order):
+        steps = np.flatnonzero(mask[b])
+        for name in values:
+            placed[name][b, steps] = values[name][r, : len(steps)]
+        last = np.searchsorted(steps, np.arange(mask.shape[1]), side="right") - 1  # -1 before the first
+        for name, state in states.items():
+            before = np.zeros(state.shape[-1], state.dtype) if initial is None else initial[b]
+            placed[name][b] = np.where(last[:, None] < 0, before, state[r, np.maximum(last, 0)])
+    return placed
 
 
 def mask_of(where: str, lengths: ArrayLike, mask: Array | None, x: Array) -> Array:

@@ -79,6 +79,10 @@ class Tape:
         self._penalties: Penalties | None = None
         self.losses = []
 
+    def gates(self) -> dict[str, Array]:
+        """What the gates were in all steps, before the tape is used: name -> [B, T, H]; see `functional.gates`."""
+        return functional.gates(self._core)
+
     def __repr__(self) -> str:
         return f"<Tape of {self._layer!r}>"
 

@@ -160,6 +160,89 @@ def test_every_combination_of_options_equals_the_reference(isa, problem):
 
 
 @hypothesis.given(problems())
+def test_gates_of_a_tape_equal_those_of_the_reference(problem):
+    case, x, weights, options = problem
+    _, expected = case.reference.forward(wide(x), *wide(weights), **wide(options))
+    outputs, tape = case.functions[1](x, *weights, **options)
+    gates = functional.gates(tape)
+    assert gates.keys() == expected.gates().keys()
+    for name, value in expected.gates().items():
+        assert_close(gates[name], value, 1e-12 if x.dtype == "float64" else 2e-5, name)
+    case.functions[2](random_gradients(outputs), tape)
+    with pytest.raises(RuntimeError, match="already used; look at the gates before backward"):
+        functional.gates(tape)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_ids_of_an_embedding_equal_its_rows(isa, cell, dtype, shared):
+    case = CASES[cell]
+    rng = np.random.default_rng(0)
+    _, weights, _, _ = random_problem(case, 5, 6, 4, 9, dtype, rng)
+    embedding = rng.standard_normal((7, 4)).astype(dtype)
+    ids, mask = rng.integers(0, 7, (5, 6), "int32"), rng.random((5, 6)) < 0.7
+    dropout = {"dropout_mask": factors((5, 4) if shared else (5, case.gates, 4), rng, dtype)}
+    padded = np.where(mask, ids, -1)  # masked ids may be anything
+    for options in ({}, {"mask": mask, "go_backwards": True} | dropout):
+        options = options | case.settings | {"return_sequences": True}
+        rows, rows_tape = case.functions[1](embedding[ids], *weights, **options)
+        given = padded if "mask" in options else ids
+        outputs, tape = case.functions[1](given, *weights, embedding=embedding, **options)
+        np.testing.assert_array_equal(outputs, rows)
+        np.testing.assert_array_equal(
+            case.functions[0](given, *weights, embedding=embedding, **options), rows
+        )
+        dy = random_gradients(outputs)
+        gradients, expected = case.functions[2](dy, tape), case.functions[2](dy, rows_tape)
+        assert_close(gradients, expected, 0)
+        dense = np.zeros_like(embedding, "float64")
+        for b, t in np.ndindex(ids.shape):
+            dense[ids[b, t]] += expected.x[b, t]
+        assert_close(functional.embedding_gradient(ids, gradients.x, 7), dense, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ids", "embedding", "error", "message"),
+    [
+        (
+            np.full((2, 3), 7),
+            (7, 4),
+            ValueError,
+            "x must have ids from 0 to 6, the rows of the embedding, got 7 at [0, 0]",
+        ),
+        (
+            np.full((2, 3), -1),
+            (7, 4),
+            ValueError,
+            "x must have ids from 0 to 6, the rows of the embedding, got -1 at [0, 0]",
+        ),
+        (
+            np.zeros((2, 3)),
+            (7, 4),
+            TypeError,
+            "x must be integers, rows of the embedding, got float64; convert it with",
+        ),
+        (
+            np.zeros((2, 3, 1), int),
+            (7, 4),
+            ValueError,
+            "x must have shape [batch, time], ids that an embedding is given",
+        ),
+        (
+            np.zeros((2, 3), int),
+            (7, 5),
+            ValueError,
+            "embedding must have shape [any, 4] to go with a kernel of shape",
+        ),
+    ],
+)
+def test_impossible_ids_are_refused(ids, embedding, error, message):
+    _, weights, _, _ = random_problem(CASES["lstm"], 2, 3, 4, 5, "float32", 0)
+    with pytest.raises(error) as caught:
+        functional.lstm(ids, *weights, embedding=np.zeros(embedding, "float32"))
+    assert str(caught.value).startswith(f"functional.lstm: {message}")
+
+
+@hypothesis.given(problems())
 @hypothesis.settings(max_examples=50)
 def test_results_do_not_depend_on_threads(isa, problem):
     case, x, weights, options = problem

@@ -170,7 +170,7 @@ class Tape;
 
 /// What a call is given beside x and the states: None, or what Options makes of it.
 struct Options {
-  py::object mask, dropout_mask, recurrent_dropout_mask;
+  py::object mask, dropout_mask, recurrent_dropout_mask, embedding;
   bool zero_output_for_mask = false;
   int threads = 0;
 };
@@ -183,7 +183,6 @@ class Weights {
                             bool return_state, bool go_backwards, bool training) const = 0;
   virtual py::tuple step(const py::array& x, py::handle states, py::handle out) const = 0;
   virtual py::tuple backward(py::handle dy, const Tape& tape, int threads) const = 0;
-  virtual int tape_slots(const Tape& tape) const = 0;
   virtual py::dtype dtype() const = 0;
 
   std::string name, step_name;
@@ -310,11 +309,19 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 
   py::tuple forward(const py::array& x_in, py::handle initial_in, const Options& options_in, bool return_sequences,
                     bool return_state, bool go_backwards, bool training) const override {
-    py::array x = checked_x(x_in);
+    py::array x = options_in.embedding.is_none() ? checked_x(x_in) : checked_ids(x_in, options_in);
     const Index B = x.shape(0), steps = x.shape(1);
     py::object initial[kMaxStates];
     checked_states(initial_in, name, "initial_state", B, initial);
-    const Options options = checked_options(options_in, B, steps);
+    Options options = checked_options(options_in, B, steps);
+    if (!options.embedding.is_none()) {
+      options.embedding = contiguous<T>(options.embedding);
+      require_ids(x, options);
+      if (shares_dropout_mask(options)) {  // each row of the batch then has another embedding
+        x = gathered(x, options);
+        options.embedding = py::none();
+      }
+    }
     if (shares_dropout_mask(options)) x = times(x, options.dropout_mask);
 
     fastrnn::Forward<T> call = call_on<fastrnn::Forward<T>>(x, go_backwards, initial, options);
@@ -360,8 +367,6 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     if (!return_sequences) clear_empty_rows(options, y);
     return py::make_tuple(y, states, tape);
   }
-
-  int tape_slots(const Tape& tape) const override { return static_cast<int>(tape.saved.shape(2)); }
 
   py::tuple step(const py::array& x_in, py::handle states_in, py::handle out_in) const override {
     const std::string& where = step_name;
@@ -528,6 +533,49 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     }
   }
 
+  /// Ids [B, T] as integers of the kernels, and an embedding of the right width; what they name is checked later.
+  py::array checked_ids(const py::array& ids, const Options& options) const {
+    const py::array embedding = as_array(options.embedding, name, "embedding");
+    require_dtype<T>(embedding, name, "embedding");
+    if (embedding.ndim() != 2 || embedding.shape(1) != inputs)
+      throw py::value_error(text(name, ": embedding must have shape [any, ", inputs, "] to go with a kernel of shape ",
+                                 to_text(shape_of(kernel)), ", got ", to_text(shape_of(embedding))));
+    const char kind = ids.dtype().kind();
+    if (kind != 'i' && kind != 'u')
+      throw py::type_error(text(name, ": x must be integers, rows of the embedding, got ", dtype_text(ids),
+                                "; convert it with x.astype(int)"));
+    if (ids.ndim() != 2)
+      throw py::value_error(text(name, ": x must have shape [batch, time], ids that an embedding is given for, got ",
+                                 to_text(shape_of(ids))));
+    return contiguous<Index>(ids.attr("astype")("int64", py::arg("copy") = false));
+  }
+  void require_ids(const py::array& ids, const Options& options) const {
+    const Index rows = py::array(options.embedding).shape(0);
+    const py::object& mask = options.mask;
+    for (Index b = 0; b < ids.shape(0); ++b)
+      for (Index t = 0; t < ids.shape(1); ++t) {
+        const Index id = *static_cast<const Index*>(ids.data(b, t));
+        if ((id < 0 || id >= rows) &&
+            (mask.is_none() || *static_cast<const bool*>(py::reinterpret_borrow<py::array>(mask).data(b, t))))
+          throw py::value_error(text(name, ": x must have ids from 0 to ", rows - 1,
+                                     ", the rows of the embedding, got ", id, " at [", b, ", ", t, "]"));
+      }
+  }
+  /// The embedding's rows [B, T, I]; zeros for masked ids.
+  py::array_t<T> gathered(const py::array& ids, const Options& options) const {
+    const py::array embedding = options.embedding;
+    auto x = empty<T>({ids.shape(0), ids.shape(1), inputs}, name, "the embedded input");
+    T* to = x.mutable_data();
+    for (Index i = 0; i < ids.size(); ++i, to += inputs) {
+      const Index id = data<Index>(ids)[i];
+      if (id >= 0 && id < embedding.shape(0))
+        std::copy_n(data<T>(embedding) + id * inputs, inputs, to);
+      else
+        std::fill_n(to, inputs, T(0));
+    }
+    return x;
+  }
+
   static bool shares_dropout_mask(const Options& options) {
     return !options.dropout_mask.is_none() && py::array(options.dropout_mask).ndim() == 2;
   }
@@ -664,13 +712,18 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     Call call{};
     call.batch = x.shape(0);
     call.time = x.shape(1);
-    call.x = data<T>(x);
-    call.x_batch_stride = stride<T>(x, 0);
-    call.x_time_stride = stride<T>(x, 1);
-    if (go_backwards && call.time > 0) {
-      call.x += (call.time - 1) * call.x_time_stride;
-      call.x_time_stride = -call.x_time_stride;
+    const bool backwards = go_backwards && call.time > 0;
+    if (options.embedding.is_none()) {
+      call.x_batch_stride = stride<T>(x, 0);
+      call.x_time_stride = stride<T>(x, 1);
+      call.x = data<T>(x) + (backwards ? (call.time - 1) * call.x_time_stride : 0);
+    } else {
+      call.x_batch_stride = stride<Index>(x, 0);
+      call.x_time_stride = stride<Index>(x, 1);
+      call.ids = data<Index>(x) + (backwards ? (call.time - 1) * call.x_time_stride : 0);
+      call.embedding = data<T>(options.embedding);
     }
+    if (backwards) call.x_time_stride = -call.x_time_stride;
     for (int s = 0; s < traits.states; ++s)
       call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
     if (!options.mask.is_none()) {
@@ -776,10 +829,14 @@ using Held = std::shared_ptr<Weights>;
 py::tuple forward(const Held& weights, py::handle x, py::handle initial_state, py::handle return_sequences,
                   py::handle return_state, py::handle go_backwards, py::handle training, const py::object& mask,
                   py::handle zero_output_for_mask, const py::object& dropout_mask,
-                  const py::object& recurrent_dropout_mask, int threads) {
+                  const py::object& recurrent_dropout_mask, const py::object& embedding, int threads) {
   const std::string& where = weights->name;
-  const Options options{mask, dropout_mask, recurrent_dropout_mask,
-                        flag(zero_output_for_mask, where, "zero_output_for_mask"), threads};
+  const Options options{mask,
+                        dropout_mask,
+                        recurrent_dropout_mask,
+                        embedding,
+                        flag(zero_output_for_mask, where, "zero_output_for_mask"),
+                        threads};
   return weights->forward(as_array(x, where, "x"), initial_state, options,
                           flag(return_sequences, where, "return_sequences"), flag(return_state, where, "return_state"),
                           flag(go_backwards, where, "go_backwards"), flag(training, where, "training"));
@@ -798,7 +855,7 @@ py::tuple backward(py::handle dy, py::handle tape_in, int threads) {
     py::tuple gradients = tape.weights->backward(dy, tape, threads);
     tape.saved = py::array();  // the memory
     tape.x = py::array();
-    tape.options = {py::none(), py::none(), py::none()};
+    tape.options = {py::none(), py::none(), py::none(), py::none()};
     for (py::object& state : tape.initial_state) state = py::none();
     return gradients;
   } catch (...) {
@@ -850,6 +907,13 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("units", [](const Held& w) { return w->units; })
       .def_property_readonly("name", [](const Held& w) { return w->name; })
       .def_property_readonly("dtype", [](const Held& w) { return w->dtype(); })
+      .def_property_readonly("activations",
+                             [](const Held& w) {
+                               py::list all;
+                               for (const fastrnn::Activation& f : w->activations)
+                                 all.append(py::make_tuple(static_cast<int>(f.kind), f.alpha, f.beta, f.clip));
+                               return all;
+                             })
       .def_property_readonly("arrays", [](const Held& w) {
         py::list arrays;
         arrays.append(w->kernel);
@@ -863,12 +927,21 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Tape, HeldTape>(m, "Tape", "What backward needs of one forward pass.")
       .def_property_readonly("consumed", [](const HeldTape& t) { return t->consumed; })
       .def_property_readonly("nbytes", [](const HeldTape& t) { return t->saved.nbytes(); })
+      .def_property_readonly("saved", [](const HeldTape& t) { return t->saved; })
+      .def_property_readonly("mask", [](const HeldTape& t) { return t->options.mask; })
+      .def_property_readonly("initial_state",
+                             [](const HeldTape& t) {
+                               py::list states;
+                               for (int s = 0; s < t->weights->traits.states; ++s) states.append(t->initial_state[s]);
+                               return states;
+                             })
+      .def_property_readonly("go_backwards", [](const HeldTape& t) { return t->go_backwards; })
       .def_property_readonly("weights", [](const HeldTape& t) { return std::const_pointer_cast<Weights>(t->weights); });
 
   m.def("forward", &forward, py::arg("weights"), py::arg("x"), py::arg("initial_state") = py::none(), py::kw_only(),
         py::arg("return_sequences"), py::arg("return_state"), py::arg("go_backwards"), py::arg("training"),
         py::arg("mask"), py::arg("zero_output_for_mask"), py::arg("dropout_mask"), py::arg("recurrent_dropout_mask"),
-        py::arg("threads"));
+        py::arg("embedding"), py::arg("threads"));
   m.def("backward", &backward, py::arg("dy"), py::arg("tape"), py::arg("threads"));
   m.def(
       "step",

@@ -147,7 +147,7 @@ class BackwardRows {
       const Index first = chunk.row(t, 0);
       const Index begin = larger(all.begin, mine.begin - first);
       const Index end = smaller(smaller(all.end, chunk.active(t)), mine.end - first);
-      const CallRows<const T> x = seq_.x(t);
+      const InputRows<T> x = seq_.x(t);
       for (Index b = begin; b < end; ++b)
         for (int g = 0; g < (call_.input_factors ? seq_.G : 1); ++g)
           gather_columns(x[chunk.rows.begin + b], seq_.input_factors(chunk.rows.begin + b, g), I_, first + b,

@@ -252,7 +252,8 @@ template <class T>
 void require_call(const PackedWeights<T>& weights, const Call<T>& call, bool keeps_all) {
   const auto& w = weights.impl();
   require(call.batch >= 0 && call.time >= 0, "batch and time must not be negative");
-  require(call.x || call.batch == 0 || call.time == 0 || w.inputs == 0, "x must not be null");
+  require(call.ids ? bool(call.embedding) : call.x || call.batch == 0 || call.time == 0 || w.inputs == 0,
+          "x, or with ids the embedding, must not be null");
   require_size({call.batch, w.units, tape_slots(weights), keeps_all ? call.time : 1, sizeof(T)});
 }
 

@@ -157,7 +157,7 @@ class ForwardPass {
   /// What W and U multiply in each row.
   void set_rows(const StageInfo<T>& stage, const CellRows<T>& at, Index k, Range rows, const T* scaled, const T** x_row,
                 const T** operand_row) const {
-    const CallRows<const T> x = seq_.x(k);
+    const InputRows<T> x = seq_.x(k);
     const Rows<const T> operand = operand_of(stage, at);
     for (Index b = 0; b < rows.size(); ++b) {
       x_row[b] = scaled ? scaled + b * stage.gates * I_ : x[rows.begin + b];
@@ -175,7 +175,8 @@ class ForwardPass {
   /// For how many steps x.W is computed at once: a step with fewer rows than a tile is high would read all of W for
   /// little work. 0: x.W is part of each step's own product.
   Index hoisted_steps(Index rows) const {
-    if (rows == 0 || rows >= kTileRows || call_.time <= 1 || seq_.schedule.masked() || gates_apart()) return 0;
+    if (rows == 0 || rows >= kTileRows || call_.time <= 1 || seq_.schedule.masked() || gates_apart() || call_.ids)
+      return 0;
     return smaller(kHoistedRows / rows, call_.time);
   }
   /// Where the sums of `block` and chunk row `row` lie.
@@ -215,7 +216,7 @@ class ForwardPass {
       else
         copy(from, to, n);
     };
-    const CallRows<const T> x = seq_.x(k);
+    const InputRows<T> x = seq_.x(k);
     for (Index b = rows.begin; b < rows.end; ++b)
       for (int g = 0; g < stage.gates; ++g) {
         const Index row = (b - rows.begin) * stage.gates + g;

@@ -138,6 +138,25 @@ class CallRows {
   Index time_stride_ = 0, k_ = 0;
 };
 
+/// The inputs of step k: rows of the caller's x, or of the embedding by the caller's ids.
+template <class T>
+class InputRows {
+ public:
+  InputRows(const Schedule& schedule, const Call<T>& call, Index inputs, Index k)
+      : x_(schedule, call.x, call.x_batch_stride, call.x_time_stride, k),
+        ids_(schedule, call.ids, call.x_batch_stride, call.x_time_stride, k),
+        embedding_(call.embedding),
+        inputs_(inputs) {}
+
+  FASTRNN_INLINE const T* operator[](Index r) const { return ids_ ? embedding_ + *ids_[r] * inputs_ : x_[r]; }
+
+ private:
+  CallRows<const T> x_;
+  CallRows<const Index> ids_;
+  const T* embedding_;
+  Index inputs_;
+};
+
 }  // namespace
 }  // namespace FASTRNN_ISA
 }  // namespace fastrnn

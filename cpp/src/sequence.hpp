@@ -64,7 +64,7 @@ class Sequence {
     const T* given = ordered_[s] ? ordered_[s] : call_.initial_state[s];
     return given ? Rows<const T>{given, H} : Rows<const T>{zeros_, 0};
   }
-  CallRows<const T> x(Index k) const { return {schedule, call_.x, call_.x_batch_stride, call_.x_time_stride, k}; }
+  InputRows<T> x(Index k) const { return {schedule, call_, I, k}; }
   /// Slot `slot` of step k of a tape [B, T, slots, H]. (With time as first axis the rows of two threads would alternate
   /// in memory: writing them took 1.8 times as long on two cores.)
   template <class U>

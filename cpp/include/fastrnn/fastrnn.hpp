@@ -158,8 +158,12 @@ struct Interrupt {
 template <class T>
 struct Call {
   std::int64_t batch, time;
-  const T* x;  ///< read [B, T, I]
+  const T* x;  ///< read [B, T, I]; null with ids
   std::int64_t x_batch_stride, x_time_stride;
+  /// Read [B, T], with the strides of x, each from 0 on; null: none. The input of a step is then row `id` of embedding,
+  /// read [any, I], contiguous. Masked ids are not read.
+  const std::int64_t* ids = nullptr;
+  const T* embedding = nullptr;
   const T* initial_state[kMaxStates] = {};  ///< read [B, H] each; null: zeros
   /// Read [B, T]; null: all true. Where it is 0 the step is left out for that row: x is not read, the states stay, and
   /// y repeats what it was the step before (zeros before the first step), or is zero if masked_output_is_zero.
