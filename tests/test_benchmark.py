@@ -207,7 +207,7 @@ def test_answers_of_peers_are_right(name):
     results = compared(rows, [name], threads=1)
     assert results.missing == {}
     for row in results.rows:
-        allowed = ("infers only", "has no masks yet", "has no float64")
+        allowed = ("infers only", "has no float64")
         assert name in row.times or row.notes[name] in allowed, (row.workload.name, row.mode, row.notes)
 
 

@@ -147,10 +147,6 @@ class Fastrnn(Peer):
         options: dict[str, Any] = {}
         if workload.ragged:
             options["mask"] = problem.valid[..., 0] != 0
-            try:
-                stack[0][0](x, **options)
-            except NotImplementedError:
-                raise Unsupported("has no masks yet") from None
         join, name = workload.bidirectional, workload.cell
 
         def infer() -> Any:
