@@ -21,11 +21,13 @@ from fastrnn.runtime import (
     set_num_threads,
     show_config,
 )
+from fastrnn.wrappers import Bidirectional
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Bidirectional",
     "GRUCell",
     "Gradients",
     "LSTMCell",

@@ -337,7 +337,7 @@ class StackedRNNCells:
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as a JSON-able dict, for `from_config` here or of Keras' class."""
         dtype = _dtype(self.cells) or "float32"  # which Keras' class computes in
-        return {"cells": [_cell_config(cell) for cell in self.cells], "dtype": dtype, "name": self.name}
+        return {"cells": [config_of("cell", cell) for cell in self.cells], "dtype": dtype, "name": self.name}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Any:
@@ -347,7 +347,7 @@ class StackedRNNCells:
             config: the dict.
             custom_objects: the classes of cells of one's own, by their names.
         """
-        cells = [_cell_from_config(cell, custom_objects) for cell in config["cells"]]
+        cells = [from_config_of("cell", cell, custom_objects) for cell in config["cells"]]
         if not config.get("trainable", True):  # written by Keras
             for cell in cells:
                 cell.trainable = False
@@ -404,30 +404,37 @@ def _training_for(cell: Any, training: Any, method: str = "__call__") -> dict[st
     return {"training": training} if "training" in parameters else {}
 
 
-def _cell_config(cell: Any) -> dict[str, Any]:
-    if not hasattr(cell, "get_config"):
+def config_of(what: str, made: Any) -> dict[str, Any]:
+    """The config of a cell or layer within another's, as Keras writes it.
+
+    Args:
+        what: "cell" or "layer".
+        made: it.
+
+    Raises:
+        TypeError: it has no get_config.
+    """
+    if not hasattr(made, "get_config"):
         raise TypeError(
-            f"a cell of one's own cannot be written into a config, got {cell!r}; give it a method get_config()"
+            f"a {what} of one's own cannot be written into a config, got {made!r}; give it a method get_config()"
         )
-    name, known = type(cell).__name__, _KNOWN.get(type(cell).__name__) is type(cell)
-    module, registered = ("keras.layers", None) if known else (type(cell).__module__, name)
-    return {"module": module, "class_name": name, "config": cell.get_config(), "registered_name": registered}
+    name, known = type(made).__name__, KNOWN[what].get(type(made).__name__) is type(made)
+    module, registered = ("keras.layers", None) if known else (type(made).__module__, name)
+    return {"module": module, "class_name": name, "config": made.get_config(), "registered_name": registered}
 
 
-def _cell_from_config(config: dict[str, Any], custom_objects: Mapping[str, Any] | None) -> Any:
-    known = _KNOWN | dict(custom_objects or {})
+def from_config_of(what: str, config: dict[str, Any], custom_objects: Mapping[str, Any] | None) -> Any:
+    """The cell or layer that `config_of` here or Keras wrote."""
+    known = KNOWN[what] | dict(custom_objects or {})
     name = config.get("class_name")
     if name not in known:
         raise ValueError(
-            f"a cell's class_name must be one of {sorted(known)}, got {name!r}; "
+            f"a {what}'s class_name must be one of {sorted(known)}, got {name!r}; "
             "hand a class of one's own over in custom_objects={name: class}"
         )
-    if known[name] is StackedRNNCells:
-        return StackedRNNCells.from_config(config["config"], custom_objects)
-    return known[name].from_config(config["config"])
-
-
-_KNOWN: dict[str, Any] = {c.__name__: c for c in (SimpleRNNCell, LSTMCell, GRUCell, StackedRNNCells)}
+    from_config = known[name].from_config
+    nests = "custom_objects" in inspect.signature(from_config).parameters
+    return from_config(config["config"], **{"custom_objects": custom_objects} if nests else {})
 
 
 # ---- One cell over a whole sequence: by the fused kernel, or in a loop
@@ -461,6 +468,10 @@ class _Fused:
                 zero_output_for_mask=options.zero_output_for_mask,
             ),
         )
+
+    @property
+    def built(self) -> bool:
+        return bool(self.cell.built)
 
     def build(self, features: int) -> None:
         self.cell.build((None, features))
@@ -505,6 +516,10 @@ class _Loop:
         self.options = options
         self.states = len(_state_sizes(cell))
         self._needs_build = hasattr(cell, "build") and not getattr(cell, "built", False)
+
+    @property
+    def built(self) -> bool:
+        return not self._needs_build
 
     def build(self, features: int) -> None:
         if self._needs_build:
@@ -675,6 +690,63 @@ def _floating(where: str, what: str, value: Any, dtype: str) -> Array:
 # ---- The layer of any cells
 
 
+class HasWeightsOfMembers:
+    """What is made of several things with weights: cells, or layers."""
+
+    trainable: bool
+    _where: str
+
+    @property
+    def _members(self) -> list[Any]:
+        raise NotImplementedError
+
+    @property
+    def weights(self) -> list[Array]:
+        """The weights of all of them, those of the first one first."""
+        return [w for member in self._members for w in getattr(member, "weights", [])]
+
+    @property
+    def trainable_weights(self) -> list[Array]:
+        """The weights of those that are trainable; none if the layer is not."""
+        members = [m for m in self._members if self.trainable and getattr(m, "trainable", True)]
+        return [w for m in members for w in getattr(m, "trainable_weights", getattr(m, "weights", []))]
+
+    def get_weights(self) -> list[Array]:
+        """Copies of the weights, in the order of `weights`."""
+        return [w.copy() for w in self.weights]
+
+    def set_weights(self, weights: Iterable[ArrayLike]) -> None:
+        """Replaces all weights, of one after the other.
+
+        Args:
+            weights: arrays in the order and of the shapes of `weights`.
+
+        Raises:
+            ValueError: the number of arrays or a shape doesn't fit.
+        """
+        given, expected = list(weights), self.weights
+        if [np.shape(w) for w in given] != [w.shape for w in expected] or not expected:
+            raise ValueError(
+                f"{self._where}: weights must have the shapes {[w.shape for w in expected]}, got "
+                f"{[np.shape(w) for w in given]}; pass them as get_weights returns them, after build"
+            )
+        for member in self._members:
+            count = len(getattr(member, "weights", []))
+            if count:
+                member.set_weights(given[:count])
+            given = given[count:]
+
+    def count_params(self) -> int:
+        """How many numbers the weights hold."""
+        return sum(w.size for w in self.weights)
+
+    def apply_constraints(self) -> None:
+        """Brings the weights to what their constraints ask for, after an update of the weights."""
+        for member in self._members:
+            if self.trainable and hasattr(member, "apply_constraints"):
+                member.apply_constraints()
+
+
 class RNNTape:
     """What `RNN.backward` needs of one `RNN.forward`: owned by the caller, good for one backward."""
 
@@ -690,7 +762,7 @@ class RNNTape:
         self.losses = [loss for part in parts for loss in part.losses]
 
 
-class RNN(KeepsStates):
+class RNN(HasWeightsOfMembers, KeepsStates):
     """The recurrent layer of a cell, or of cells one over the other; keras.layers.RNN.
 
     With cells of ours it runs the fused kernels, one layer after the other, and gives what these layers give; a cell
@@ -947,56 +1019,19 @@ class RNN(KeepsStates):
             features = _output_size(part.cell)
 
     @property
-    def weights(self) -> list[Array]:
-        """The weights of all cells, first cell first."""
-        return [w for cell in self._cells for w in getattr(cell, "weights", [])]
+    def _members(self) -> list[Any]:
+        return self._cells
 
     @property
-    def trainable_weights(self) -> list[Array]:
-        """The weights of the cells that are trainable; none if the layer is not."""
-        cells = [cell for cell in self._cells if self.trainable and getattr(cell, "trainable", True)]
-        return [w for cell in cells for w in getattr(cell, "weights", [])]
-
-    def get_weights(self) -> list[Array]:
-        """Copies of the weights, in the order of `weights`."""
-        return [w.copy() for w in self.weights]
-
-    def set_weights(self, weights: Iterable[ArrayLike]) -> None:
-        """Replaces all weights, cell by cell.
-
-        Args:
-            weights: arrays in the order and of the shapes of `weights`.
-
-        Raises:
-            ValueError: the number of arrays or a shape doesn't fit.
-        """
-        given, expected = list(weights), self.weights
-        if [np.shape(w) for w in given] != [w.shape for w in expected] or not expected:
-            raise ValueError(
-                f"{self._where}: weights must have the shapes {[w.shape for w in expected]}, got "
-                f"{[np.shape(w) for w in given]}; pass them as get_weights returns them, after build"
-            )
-        for cell in self._cells:
-            count = len(getattr(cell, "weights", []))
-            if count:
-                cell.set_weights(given[:count])
-            given = given[count:]
-
-    def count_params(self) -> int:
-        """How many numbers the weights hold."""
-        return sum(w.size for w in self.weights)
+    def built(self) -> bool:
+        """Whether all cells have their weights yet."""
+        return all(part.built for part in self._parts)
 
     @property
     def losses(self) -> list[float]:
         """What the regularizers of the cells of ours add to the loss; none if not `trainable`."""
         ours = [cell for cell in self._cells if isinstance(cell, _Cell) and self.trainable]
         return [loss for cell in ours for loss in cell.losses]
-
-    def apply_constraints(self) -> None:
-        """Brings the weights of the cells to what their constraints ask for, after an update of the weights."""
-        for cell in self._cells:
-            if self.trainable and hasattr(cell, "apply_constraints"):
-                cell.apply_constraints()
 
     # ---- description
 
@@ -1022,7 +1057,7 @@ class RNN(KeepsStates):
             TypeError: a cell of one's own has no get_config.
         """
         names = (*self._FLAGS, "trainable", "dtype", "name")
-        return {"cell": _cell_config(self.cell)} | {name: getattr(self, name) for name in names}
+        return {"cell": config_of("cell", self.cell)} | {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Any:
@@ -1032,7 +1067,7 @@ class RNN(KeepsStates):
             config: the dict.
             custom_objects: the classes of cells of one's own, by their names.
         """
-        return cls(**config | {"cell": _cell_from_config(config["cell"], custom_objects)})
+        return cls(**config | {"cell": from_config_of("cell", config["cell"], custom_objects)})
 
     def __repr__(self) -> str:
         """The call that makes it."""
@@ -1046,3 +1081,9 @@ class RNN(KeepsStates):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what `__getstate__` returned."""
         self.__dict__.update(state)
+
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "cell": {c.__name__: c for c in (SimpleRNNCell, LSTMCell, GRUCell, StackedRNNCells)},
+    "layer": {c.__name__: c for c in (SimpleRNN, LSTM, GRU, RNN)},
+}

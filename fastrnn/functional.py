@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastrnn import _core, activations
+from fastrnn import _core, activations, runtime
 from fastrnn._core import Tape as Tape
 from fastrnn._core import Weights as Weights
 from fastrnn.activations import ActivationLike
@@ -107,7 +107,7 @@ def run(
         dropout_mask=dropout_mask,
         recurrent_dropout_mask=recurrent_dropout_mask,
         embedding=embedding,
-        threads=threads,
+        threads=threads or runtime.limit.threads,
     )
     return (y, *states) if return_state else y
 
@@ -144,7 +144,7 @@ def run_forward(
         dropout_mask=dropout_mask,
         recurrent_dropout_mask=recurrent_dropout_mask,
         embedding=embedding,
-        threads=threads,
+        threads=threads or runtime.limit.threads,
     )
     assert tape is not None
     return ((y, *states) if return_state else y), tape
@@ -152,7 +152,7 @@ def run_forward(
 
 def run_backward(dy: Array | Sequence[Array | None] | None, tape: Tape, *, threads: int = 0) -> Gradients:
     """Turn the gradient of a forward pass's outputs into those of its inputs; see `lstm_backward`."""
-    return Gradients(*_core.backward(dy, tape, threads))
+    return Gradients(*_core.backward(dy, tape, threads or runtime.limit.threads))
 
 
 def run_step(
