@@ -105,6 +105,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
     merge_mode: MergeMode
     dtype: str
     name: str
+    _trainable: bool
 
     def __init__(
         self,
@@ -432,7 +433,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         return [self.forward_layer, self.backward_layer]
 
     @property
-    def trainable(self) -> bool:  # type: ignore[override]
+    def trainable(self) -> bool:
         """Whether the weights are to be trained; set, it is set for both layers."""
         return self._trainable
 
@@ -440,7 +441,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
     def trainable(self, value: bool) -> None:
         self._trainable = CHECKS["trainable"](self._where, "trainable", value)
         for layer in self._members:
-            layer.trainable = value
+            layer.trainable = self._trainable
 
     @property
     def losses(self) -> list[float]:
@@ -572,7 +573,8 @@ def _with_other_seeds(config: dict[str, Any]) -> dict[str, Any]:
     """A layer's config, in which each seed of it and its cells is replaced by one that is made of it."""
     changed = dict(config)
     if config.get("seed") is not None:
-        changed["seed"] = int(np.random.SeedSequence((config["seed"], 1)).generate_state(1)[0])
+        drawn = np.random.SeedSequence((config["seed"], 1)).generate_state(1)[0]
+        changed["seed"] = int(drawn >> 1)  # which Keras' int32 holds
     for key in ("cell", "config"):
         if isinstance(config.get(key), dict):
             changed[key] = _with_other_seeds(config[key])
