@@ -31,11 +31,11 @@ __all__ = ["Bidirectional"]
 MergeMode = Literal["concat", "sum", "mul", "ave"] | None
 MERGE_MODES = ("concat", "sum", "mul", "ave", None)
 
-# Fused multiply-adds of one direction from which both run at the same time. Two cores, AVX-512, LSTM, B T I H: time of one
-# after the other with two threads each / of both at once with one each, medians of interleaved calls, inference and
-# training: 64 100 256 256: 1.04, 1.03 (3e9); 256 50 64 128: 1.10, 1.10 (1e9); 32 500 64 128: 1.02, 1.08 (2e9). Below:
-# 16 100 256 256: 0.98, 0.99 (8e8); 32 100 64 128: 0.94, 0.96 (3e8); 1 200 256 256: 0.8, 1.0 (1e8). A batch divided by rows
-# leaves little to gain: what is gained is that each core reads the weights of one direction only.
+# Fused multiply-adds of one direction from which both run at the same time. Measured on two cores with AVX-512: time of one
+# after the other with two threads each, over that of both at once with one each, medians of interleaved calls, LSTM,
+# inference and training, [B T I H]. [64 100 256 256] (3e9): 1.00, 1.01; [256 50 64 128] (1e9): 0.99, 1.02; [32 500 64 128]
+# (2e9): 0.98, 1.02. Below: [16 100 256 256] (8e8): 0.98, 0.99; [32 100 64 128] (3e8): 0.94, 0.98. Where other programs use
+# the cores too, it was 1.02 to 1.2 above the limit. There is little to gain where a batch divides well among the threads.
 WORTH_BOTH_AT_ONCE = 1e9
 
 
