@@ -260,20 +260,15 @@ class BackwardRows {
   /// Row r of a matrix [chunk_rows, n], times the factors if there are any, into columns, kTileRows at a time:
   /// `[n / kTileRows][chunk row][kTileRows]`.
   void gather_columns(const T* row, const T* factors, Index n, Index r, T* columns) const {
-    const Index step = chunk_rows_ * kTileRows;
-    const auto gather = [n, step, first = columns + r * kTileRows](auto value) FASTRNN_ALWAYS {
-      T* to = first;
-      for (Index i = 0; i < n; i += kTileRows, to += step) {
-        if (n - i >= kTileRows)
-          for (int j = 0; j < kTileRows; ++j) to[j] = value(i + j);
-        else
-          for (Index j = 0; j < n - i; ++j) to[j] = value(i + j);
-      }
-    };
-    if (factors)
-      gather([row, factors](Index i) FASTRNN_ALWAYS { return row[i] * factors[i]; });
-    else
-      gather([row](Index i) FASTRNN_ALWAYS { return row[i]; });
+    T* to = columns + r * kTileRows;
+    for (Index i = 0; i < n; i += kTileRows, to += chunk_rows_ * kTileRows) {
+      if (factors)
+        for (Index j = 0; j < smaller(kTileRows, n - i); ++j) to[j] = row[i + j] * factors[i + j];
+      else if (n - i >= kTileRows)
+        copy(row + i, to, kTileRows);  // of constant size: two moves
+      else
+        copy(row + i, to, n - i);
+    }
   }
 
   /// From the dsums of a whole chunk: dx, and its share of dW, dU and db.

@@ -10,7 +10,7 @@ namespace FASTRNN_ISA {
 namespace {
 
 template <class T>
-void copy(const T* from, T* to, Index n) {
+FASTRNN_INLINE void copy(const T* from, T* to, Index n) {
   std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
 }
 template <class T>

@@ -69,11 +69,11 @@ struct LstmCell {
     }
 
     template <class V>
-    static FASTRNN_INLINE void backward(const Functions& f, const V* p, const V* slot, const V* prev, const V*, V* d,
-                                        const V&, V* da) {
+    static FASTRNN_INLINE void backward(const Functions& f, const V* p, const V* slot, const V* prev, const V* next,
+                                        V* d, const V&, V* da) {
       Values<V> v = values(f, slot);
       if constexpr (has_output) v.o = f.gate.value(slot[O]);
-      const V c = fma(v.f, prev[1], mul(v.i, v.g)), kept = f.output.save(c), y = f.output.value(kept);
+      const V c = next[1], kept = f.output.save(c), y = f.output.value(kept);
       V dc = add(d[1], f.output.gradient(kept, y, mul(d[0], v.o)));  // h = o y(c)
       V* const dp = da + gates;
       if constexpr (has_output) {
