@@ -157,6 +157,7 @@ _CASES: dict[str, tuple[str, float, float]] = {
     "sparse_sigmoid": ("hard_sigmoid", 0.5, 0.5),
     "selu": ("elu", _SELU_SCALE * _SELU_ALPHA, _SELU_SCALE),
 }
+_OF_ROWS = ("softmax", "log_softmax", "sparsemax", "glu")  # of Keras, that recurrent cells have no use for
 _ALIASES = {"swish": "silu", "hard_swish": "hard_silu"}
 NAMES: dict[str, tuple[str, float, float]] = {
     name: (name, kind.alpha or 0.0, kind.beta or 0.0) for name, kind in _KINDS.items()
@@ -301,8 +302,9 @@ class Activation(_Clipped):
         name = _ALIASES.get(self.name, self.name)
         if name not in NAMES:
             known = ", ".join(f'"{n}"' for n in sorted(NAMES))
+            kind = " of single units (it mixes those of a row)" if name in _OF_ROWS else ""
             raise ValueError(
-                f"there is no activation {reprlib.repr(self.name)}; the known ones are {known}, "
+                f"there is no activation {reprlib.repr(self.name)}{kind}; the known ones are {known}, "
                 "and a pair of callables (function, derivative) will do"
             )
         kind, *defaults = NAMES[name]
