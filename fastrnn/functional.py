@@ -7,6 +7,9 @@ For every cell there are three functions. `lstm` runs inference. `lstm_forward` 
 turns into gradients; a tape serves once. It refers to x, the weights, the masks and the initial states of its forward pass
 without copying them: don't change those before backward. What all functions take beside their weights is in `Options`.
 
+An activation is what `activations.get` takes. A cell with a pair of Python callables (function, derivative) is computed in
+NumPy: all options and results are the same, the speed is not.
+
 All arrays of a call have one dtype, float32 or float64 in native byte order; nothing is converted. Arrays may be read-only
 and have any strides; x, dy and states whose last axis is not contiguous are copied for the call.
 """
@@ -19,10 +22,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastrnn import _core, activations, runtime
+from fastrnn import _core, activations, custom, runtime
 from fastrnn._core import Tape as Tape
 from fastrnn._core import Weights as Weights
 from fastrnn.activations import ActivationLike
+from fastrnn.custom import CustomTape, CustomWeights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 States = Sequence[Array | None] | Array | None
 Outputs = Array | tuple[Array, ...]
+AnyWeights = Weights | CustomWeights
+AnyTape = Tape | CustomTape
 
 
 class Options(TypedDict, total=False):
@@ -76,7 +82,7 @@ class Gradients(NamedTuple):
 
 
 def run(
-    weights: Weights,
+    weights: AnyWeights,
     x: Array,
     initial_state: States = None,
     *,
@@ -94,7 +100,8 @@ def run(
     """Run inference with prepared weights; see `Options` for the arguments."""
     if lengths is not None:
         mask = mask_of(weights.name, lengths, mask, x)
-    y, states, _ = _core.forward(
+    run_cell: Any = custom.forward if weights.__class__ is CustomWeights else _core.forward
+    y, states, _ = run_cell(
         weights,
         x,
         initial_state,
@@ -113,7 +120,7 @@ def run(
 
 
 def run_forward(
-    weights: Weights,
+    weights: AnyWeights,
     x: Array,
     initial_state: States = None,
     *,
@@ -127,11 +134,12 @@ def run_forward(
     return_state: bool = False,
     go_backwards: bool = False,
     threads: int = 0,
-) -> tuple[Outputs, Tape]:
+) -> tuple[Outputs, AnyTape]:
     """Run a forward pass with prepared weights and keep a tape; see `Options` for the arguments."""
     if lengths is not None:
         mask = mask_of(weights.name, lengths, mask, x)
-    y, states, tape = _core.forward(
+    run_cell: Any = custom.forward if weights.__class__ is CustomWeights else _core.forward
+    y, states, tape = run_cell(
         weights,
         x,
         initial_state,
@@ -146,24 +154,26 @@ def run_forward(
         embedding=embedding,
         threads=threads or runtime.limit.threads,
     )
-    assert tape is not None
     return ((y, *states) if return_state else y), tape
 
 
-def run_backward(dy: Array | Sequence[Array | None] | None, tape: Tape, *, threads: int = 0) -> Gradients:
+def run_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0) -> Gradients:
     """Turn the gradient of a forward pass's outputs into those of its inputs; see `lstm_backward`."""
-    return Gradients(*_core.backward(dy, tape, threads or runtime.limit.threads))
+    run_cell: Any = custom.backward if tape.__class__ is CustomTape else _core.backward
+    return Gradients(*run_cell(dy, tape, threads or runtime.limit.threads))
 
 
 def run_step(
-    weights: Weights, x_t: Array, states: States = None, out: Sequence[Array] | None = None
+    weights: AnyWeights, x_t: Array, states: States = None, out: Sequence[Array] | None = None
 ) -> tuple[Array, list[Array]]:
     """Run one time step: x_t [B, I], states as for `initial_state`; returns h [B, H] and the new states.
 
     `out`: a list of one contiguous array [B, H] per state, which the new states are written to; they may be
     those in `states`. h is then out[0] itself.
     """
-    return _core.step(weights, x_t, states, out)
+    step: Any = custom.step if weights.__class__ is CustomWeights else _core.step
+    h_and_states: tuple[Array, list[Array]] = step(weights, x_t, states, out)
+    return h_and_states
 
 
 def embedding_gradient(ids: Array, dx: Array, rows: int) -> Array:
@@ -282,21 +292,40 @@ def mask_of(where: str, lengths: ArrayLike, mask: Array | None, x: Array) -> Arr
 # ---- By name
 
 
-def activation_codes(*chosen: ActivationLike) -> list[tuple[int, float, float, float]]:
-    """What the kernels know activations by: of the gates, of the candidate, of an LSTM's c on its way to h.
+def make_weights(
+    cell: str,
+    kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array | None,
+    chosen: tuple[ActivationLike, ActivationLike, ActivationLike],
+    name: str,
+    peephole: Array | None = None,
+) -> AnyWeights:
+    """Prepare weights: check them, and refer to them without copying.
 
-    Raises:
-        NotImplementedError: one of them is made of Python callables.
+    Args:
+        cell: The name of the kernels' cell; `lstm_cell` for an LSTM.
+        kernel, recurrent_kernel, bias, peephole: As the functions below take them.
+        chosen: The activations of the gates, of the candidate, of an LSTM's c on its way to h.
+        name: What error messages begin with.
     """
-    codes = []
-    for activation in map(activations.get, chosen):
-        if not isinstance(activation, activations.Activation):
-            raise NotImplementedError(
-                f"the kernels compute no Python callables, got {activation!r}; use the name of an activation"
-            )
-        clip = np.inf if activation.clip is None else activation.clip
-        codes.append((activation.code, activation.alpha, activation.beta, clip))
-    return codes
+    found = tuple(map(activations.get, chosen))
+    codes = [
+        (a.code, a.alpha, a.beta, np.inf if a.clip is None else a.clip)
+        for a in found
+        if isinstance(a, activations.Activation)
+    ]
+    kernels_know_all = len(codes) == len(found)
+    weights = Weights(
+        cell,
+        kernel,
+        recurrent_kernel,
+        bias,
+        peephole=peephole,
+        activations=codes if kernels_know_all else None,
+        name=name,
+    )
+    return weights if kernels_know_all else CustomWeights(weights, peephole, found)
 
 
 def lstm_cell(variant: str | None, peephole: bool) -> str:
@@ -329,29 +358,10 @@ VARIANTS = (None, "vanilla", "nig", "nfg", "nog", "niaf", "noaf", "cifg", "np")
 
 
 def _simple_rnn_weights(
-    kernel: Array, recurrent_kernel: Array, bias: Array | None, activation: ActivationLike
-) -> Weights:
-    return Weights(
-        "simple_rnn",
-        kernel,
-        recurrent_kernel,
-        bias,
-        activations=activation_codes("sigmoid", activation, activation),
-        name="functional.simple_rnn",
-    )
-
-
-def _indrnn_weights(
-    kernel: Array, recurrent_kernel: Array, bias: Array | None, activation: ActivationLike
-) -> Weights:
-    return Weights(
-        "indrnn",
-        kernel,
-        recurrent_kernel,
-        bias,
-        activations=activation_codes("sigmoid", activation, activation),
-        name="functional.indrnn",
-    )
+    cell: str, kernel: Array, recurrent_kernel: Array, bias: Array | None, activation: ActivationLike
+) -> AnyWeights:
+    chosen = ("sigmoid", activation, activation)
+    return make_weights(cell, kernel, recurrent_kernel, bias, chosen, f"functional.{cell}")
 
 
 def _lstm_weights(
@@ -362,16 +372,10 @@ def _lstm_weights(
     recurrent_activation: ActivationLike,
     variant: str | None,
     peephole: Array | None,
-) -> Weights:
-    return Weights(
-        lstm_cell(variant, peephole is not None),
-        kernel,
-        recurrent_kernel,
-        bias,
-        peephole=peephole,
-        activations=activation_codes(*lstm_activations(variant, activation, recurrent_activation)),
-        name="functional.lstm",
-    )
+) -> AnyWeights:
+    cell = lstm_cell(variant, peephole is not None)
+    chosen = lstm_activations(variant, activation, recurrent_activation)
+    return make_weights(cell, kernel, recurrent_kernel, bias, chosen, "functional.lstm", peephole)
 
 
 def _gru_weights(
@@ -381,19 +385,14 @@ def _gru_weights(
     activation: ActivationLike,
     recurrent_activation: ActivationLike,
     reset_after: bool,
-) -> Weights:
-    return Weights(
-        "gru" if reset_after else "gru_reset_before",
-        kernel,
-        recurrent_kernel,
-        bias,
-        activations=activation_codes(recurrent_activation, activation, activation),
-        name="functional.gru",
-    )
+) -> AnyWeights:
+    cell = "gru" if reset_after else "gru_reset_before"
+    chosen = (recurrent_activation, activation, activation)
+    return make_weights(cell, kernel, recurrent_kernel, bias, chosen, "functional.gru")
 
 
-def _tape_of(function: str, tape: Tape) -> Tape:
-    if not isinstance(tape, Tape):
+def _tape_of(function: str, tape: AnyTape) -> AnyTape:
+    if not isinstance(tape, (Tape, CustomTape)):
         raise TypeError(
             f"functional.{function}_backward: tape must be what {function}_forward returned, got a "
             f"{type(tape).__module__}.{type(tape).__qualname__}"
@@ -444,7 +443,7 @@ def simple_rnn(
     >>> simple_rnn(x, kernel, recurrent_kernel, return_sequences=True).shape
     (8, 5, 16)
     """
-    return run(_simple_rnn_weights(kernel, recurrent_kernel, bias, activation), x, **options)
+    return run(_simple_rnn_weights("simple_rnn", kernel, recurrent_kernel, bias, activation), x, **options)
 
 
 def simple_rnn_forward(
@@ -455,7 +454,7 @@ def simple_rnn_forward(
     *,
     activation: ActivationLike = "tanh",
     **options: Unpack[Options],
-) -> tuple[Outputs, Tape]:
+) -> tuple[Outputs, AnyTape]:
     """Run `simple_rnn` and keep what its gradient needs: the arguments of `simple_rnn`, and a tape as second result.
 
     >>> import numpy as np
@@ -464,10 +463,12 @@ def simple_rnn_forward(
     >>> simple_rnn_backward(np.ones_like(y), tape).x.shape
     (8, 5, 3)
     """
-    return run_forward(_simple_rnn_weights(kernel, recurrent_kernel, bias, activation), x, **options)
+    return run_forward(
+        _simple_rnn_weights("simple_rnn", kernel, recurrent_kernel, bias, activation), x, **options
+    )
 
 
-def simple_rnn_backward(dy: Array | Sequence[Array | None] | None, tape: Tape) -> Gradients:
+def simple_rnn_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gradients:
     """Return the gradients of the inputs and weights of one `simple_rnn_forward`.
 
     Args:
@@ -523,7 +524,7 @@ def indrnn(
     >>> indrnn(x, kernel, recurrent_kernel, return_sequences=True).shape
     (8, 5, 16)
     """
-    return run(_indrnn_weights(kernel, recurrent_kernel, bias, activation), x, **options)
+    return run(_simple_rnn_weights("indrnn", kernel, recurrent_kernel, bias, activation), x, **options)
 
 
 def indrnn_forward(
@@ -534,7 +535,7 @@ def indrnn_forward(
     *,
     activation: ActivationLike = "relu",
     **options: Unpack[Options],
-) -> tuple[Outputs, Tape]:
+) -> tuple[Outputs, AnyTape]:
     """Run `indrnn` and keep what its gradient needs: the arguments of `indrnn`, and a tape as second result.
 
     >>> import numpy as np
@@ -543,10 +544,12 @@ def indrnn_forward(
     >>> indrnn_backward(np.ones_like(y), tape).x.shape
     (8, 5, 3)
     """
-    return run_forward(_indrnn_weights(kernel, recurrent_kernel, bias, activation), x, **options)
+    return run_forward(
+        _simple_rnn_weights("indrnn", kernel, recurrent_kernel, bias, activation), x, **options
+    )
 
 
-def indrnn_backward(dy: Array | Sequence[Array | None] | None, tape: Tape) -> Gradients:
+def indrnn_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gradients:
     """Return the gradients of the inputs and weights of one `indrnn_forward`.
 
     Args:
@@ -633,7 +636,7 @@ def lstm_forward(
     variant: str | None = None,
     peephole: Array | None = None,
     **options: Unpack[Options],
-) -> tuple[Outputs, Tape]:
+) -> tuple[Outputs, AnyTape]:
     """Run `lstm` and keep what its gradient needs: the arguments of `lstm`, and a tape as second result.
 
     >>> import numpy as np
@@ -649,7 +652,7 @@ def lstm_forward(
     )
 
 
-def lstm_backward(dy: Array | Sequence[Array | None] | None, tape: Tape) -> Gradients:
+def lstm_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gradients:
     """Return the gradients of the inputs and weights of one `lstm_forward`.
 
     Args:
@@ -729,7 +732,7 @@ def gru_forward(
     recurrent_activation: ActivationLike = "sigmoid",
     reset_after: bool = True,
     **options: Unpack[Options],
-) -> tuple[Outputs, Tape]:
+) -> tuple[Outputs, AnyTape]:
     """Run `gru` and keep what its gradient needs: the arguments of `gru`, and a tape as second result.
 
     >>> import numpy as np
@@ -745,7 +748,7 @@ def gru_forward(
     )
 
 
-def gru_backward(dy: Array | Sequence[Array | None] | None, tape: Tape) -> Gradients:
+def gru_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gradients:
     """Return the gradients of the inputs and weights of one `gru_forward`.
 
     Args:

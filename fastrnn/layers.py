@@ -70,7 +70,7 @@ class Tape:
     of Keras' layer. Its gradient is part of what `backward` returns."""
 
     def __init__(
-        self, layer: _Recurrent, core: functional.Tape, return_state: bool, stateful: bool = False
+        self, layer: _Recurrent, core: functional.AnyTape, return_state: bool, stateful: bool = False
     ) -> None:
         self._layer = layer
         self._core = core
@@ -126,7 +126,7 @@ class _Recurrent(KeepsStates):
 
     # The weights, read-only arrays and what the kernels make of them: replaced as a whole, so that readers need no lock.
     # (A lock would stay locked in a child that is forked while another thread holds it.)
-    _packed: functional.Weights | None = None
+    _packed: functional.AnyWeights | None = None
 
     _calls = 0  # that dropout has drawn masks for
 
@@ -535,7 +535,7 @@ class _Recurrent(KeepsStates):
             shapes["bias"] = self._bias_shape()
         return shapes
 
-    def _make_weights(self, features: int) -> functional.Weights:
+    def _make_weights(self, features: int) -> functional.AnyWeights:
         """Draws the weights, each from a stream of its own: the size of one has no say in another.
 
         Of several threads that come here at once, the first to finish makes the weights of all.
@@ -556,7 +556,7 @@ class _Recurrent(KeepsStates):
             arrays.append(self._initial_bias(streams[2]))
         if "peephole" in shapes:
             arrays.append(np.zeros(shapes["peephole"], self.dtype))
-        made: functional.Weights = self.__dict__.setdefault("_packed", self._pack(arrays))
+        made: functional.AnyWeights = self.__dict__.setdefault("_packed", self._pack(arrays))
         return made
 
     def _draw(self, argument: str, shape: Shape, rng: np.random.Generator) -> Array:
@@ -652,18 +652,18 @@ class _Recurrent(KeepsStates):
             )
         return penalty
 
-    def _pack(self, arrays: list[Array]) -> functional.Weights:
+    def _pack(self, arrays: list[Array]) -> functional.AnyWeights:
         for array in arrays:
             array.flags.writeable = False
         named = dict(zip(self._shapes(0), arrays, strict=True))
-        return functional.Weights(
+        return functional.make_weights(
             self._cell,
             named["kernel"],
             named["recurrent_kernel"],
             named.get("bias"),
-            peephole=named.get("peephole"),
-            activations=functional.activation_codes(*self._activations()),
-            name=self._where,
+            self._activations(),
+            self._where,
+            named.get("peephole"),
         )
 
     def _activations(self) -> tuple[ActivationLike, ActivationLike, ActivationLike]:
@@ -685,7 +685,7 @@ class _Recurrent(KeepsStates):
             )
         return self._packed.arrays
 
-    def _prepare(self, x: Any, what: str, axes: str, method: str = "") -> tuple[Array, functional.Weights]:
+    def _prepare(self, x: Any, what: str, axes: str, method: str = "") -> tuple[Array, functional.AnyWeights]:
         """x in the layer's dtype, and the weights, made if need be. The core checks x's shape."""
         array = self._floating(x, what, method)
         packed = self._packed
@@ -788,7 +788,8 @@ class SimpleRNN(_Recurrent):
 
     Args:
         units: H, a positive int.
-        activation: what `fastrnn.activations.get` takes: a name, an `Activation` with parameters, a Keras config.
+        activation: what `fastrnn.activations.get` takes: a name, an `Activation` with parameters, a Keras config, or,
+            much slower, a pair of Python callables (function, derivative), both of an array.
         use_bias: whether there is a bias.
         kernel_initializer: W's initial value: a name, a Keras config, or a callable f(shape, dtype=...).
         recurrent_initializer, bias_initializer: the same for U and b.
@@ -817,7 +818,7 @@ class SimpleRNN(_Recurrent):
 
     Raises:
         TypeError, ValueError: an argument isn't what is said here.
-        NotImplementedError: an activation is made of Python callables, or the dtype is half precision.
+        NotImplementedError: the dtype is half precision.
 
     >>> import numpy as np
     >>> rnn = SimpleRNN(4, return_sequences=True)
@@ -886,7 +887,7 @@ class LSTM(_Recurrent):
     Args:
         units: H, a positive int.
         activation: of the candidate g and of c, what `fastrnn.activations.get` takes: a name, an `Activation` with
-            parameters, a Keras config.
+            parameters, a Keras config, or, much slower, a pair of Python callables (function, derivative).
         recurrent_activation: the same for the gates.
         use_bias: whether there is a bias.
         kernel_initializer: W's initial value: a name, a Keras config, or a callable f(shape, dtype=...).
@@ -922,7 +923,7 @@ class LSTM(_Recurrent):
 
     Raises:
         TypeError, ValueError: an argument isn't what is said here.
-        NotImplementedError: an activation is made of Python callables, or the dtype is half precision.
+        NotImplementedError: the dtype is half precision.
 
     >>> import numpy as np
     >>> lstm = LSTM(4, return_sequences=True, return_state=True)
@@ -1020,7 +1021,7 @@ class GRU(_Recurrent):
     Args:
         units: H, a positive int.
         activation: of the candidate n, what `fastrnn.activations.get` takes: a name, an `Activation` with
-            parameters, a Keras config.
+            parameters, a Keras config, or, much slower, a pair of Python callables (function, derivative).
         recurrent_activation: the same for the gates.
         use_bias: whether there is a bias.
         kernel_initializer: W's initial value: a name, a Keras config, or a callable f(shape, dtype=...).
@@ -1053,7 +1054,7 @@ class GRU(_Recurrent):
 
     Raises:
         TypeError, ValueError: an argument isn't what is said here.
-        NotImplementedError: an activation is made of Python callables, or the dtype is half precision.
+        NotImplementedError: the dtype is half precision.
 
     >>> import numpy as np
     >>> gru = GRU(4, return_state=True)

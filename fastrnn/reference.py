@@ -515,6 +515,7 @@ def lstm_forward(
     *,
     activation: ActivationLike = "tanh",
     recurrent_activation: ActivationLike = "sigmoid",
+    output_activation: ActivationLike = None,
     variant: str | None = None,
     peephole: Array | None = None,
     projection: Array | None = None,
@@ -543,6 +544,7 @@ def lstm_forward(
     Args, Returns: as simple_rnn_forward, with kernel [I, G*H], recurrent_kernel [H, G*H], bias [G*H], states [h, c]
     (with "fgr" [h, c, i, f, o]), G = 4 or what the variant has, and
 
+        output_activation: of c in h; None: activation.
         peephole: [P, H], a row for each of i, f and o that the variant has, in this order, or None.
         projection: P [H, R] or None. With it h is [B, R], recurrent_kernel [R, G*H], recurrent_dropout_mask
             [B, G, R].
@@ -558,13 +560,14 @@ def lstm_forward(
     {'i': (2, 5, 4), 'f': (2, 5, 4), 'g': (2, 5, 4), 'o': (2, 5, 4), 'c': (2, 5, 4)}
     """
     gates, activation = LSTM_GATES[variant], activation_of(activation)
+    output_activation = activation if output_activation is None else activation_of(output_activation)
     with_peepholes = [name for name in "ifo" if name in gates]
     p = {
         "gates": gates,
         "coupled": variant == "cifg",
         "activation": activation_of("linear") if variant == "niaf" else activation,
         "recurrent_activation": activation_of(recurrent_activation),
-        "output_activation": activation_of("linear") if variant == "noaf" else activation,
+        "output_activation": activation_of("linear") if variant == "noaf" else output_activation,
         "peephole": peephole,
         "peepholes": {} if peephole is None else dict(zip(with_peepholes, peephole, strict=True)),
         "projection": projection,

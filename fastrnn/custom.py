@@ -1,0 +1,135 @@
+"""Cells whose activations are Python callables: the slower path, in NumPy by `reference`.
+
+`CustomWeights` and `CustomTape` stand for the kernels' Weights and Tape, `forward`, `backward` and `step` for the kernels'
+functions of these names, with their arguments and results; `functional` chooses. Each call first goes to the kernels, with
+the activations that they have in place of the callables: all checks and their messages are the kernels', and the cost of
+it is small beside that of the callables.
+
+The callables see arrays [B, H] or, for gates side by side, [B, 2*H], in the dtype of the weights. They are called for
+masked steps too, as if x were zeros there, and what they return of those has no say; it must be finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrnn import _core, reference
+from fastrnn.activations import ActivationLike
+
+__all__ = ["CustomTape", "CustomWeights", "backward", "forward", "step"]
+
+Array = NDArray[Any]
+States = Sequence[Array | None] | Array | None
+
+_FUNCTIONS: dict[str, Any] = {
+    "simple_rnn": (reference.simple_rnn_forward, reference.simple_rnn_backward),
+    "indrnn": (reference.indrnn_forward, reference.indrnn_backward),
+    "lstm": (reference.lstm_forward, reference.lstm_backward),
+    "gru": (reference.gru_forward, reference.gru_backward),
+}
+
+
+class CustomWeights:
+    """Weights of a cell with activations of any kind.
+
+    Args:
+        core: the kernels' weights, with activations of theirs.
+        peephole: the peepholes among them, or None.
+        chosen: the activations of the gates, of the candidate, of an LSTM's c on its way to h.
+    """
+
+    __slots__ = ("arrays", "cell", "core", "dtype", "functions", "inputs", "name", "settings", "units")
+
+    def __init__(
+        self, core: _core.Weights, peephole: Array | None, chosen: tuple[ActivationLike, ...]
+    ) -> None:
+        self.core = core
+        self.arrays, self.inputs, self.units = core.arrays, core.inputs, core.units
+        self.cell, self.name, self.dtype = core.cell, core.name, core.dtype
+        recurrent_activation, activation, output_activation = chosen
+        name, *words = self.cell.split("_") if self.cell.startswith(("lstm", "gru")) else [self.cell]
+        self.functions = _FUNCTIONS[name]
+        self.settings: dict[str, Any] = {"activation": activation}
+        if name in ("lstm", "gru"):
+            self.settings["recurrent_activation"] = recurrent_activation
+        if name == "lstm":
+            variant = next((word for word in words if word != "peephole"), None)
+            self.settings |= dict(variant=variant, peephole=peephole, output_activation=output_activation)
+        if name == "gru":
+            self.settings["reset_after"] = not words
+
+    def run(self, x: Array, states: States, **options: Any) -> tuple[Any, Any]:
+        """(outputs, tape) of the reference; an array alone is the one state."""
+        kernel, recurrent_kernel, *others = self.arrays
+        has_bias = len(others) > (self.settings.get("peephole") is not None)
+        if states is not None and not isinstance(states, (list, tuple)):
+            states = [states]  # type: ignore[list-item]
+        return self.functions[0](  # type: ignore[no-any-return]
+            x,
+            kernel,
+            recurrent_kernel,
+            others[0] if has_bias else None,
+            initial_state=states,
+            **self.settings,
+            **options,
+        )
+
+
+class CustomTape:
+    """What `backward` needs of a `forward`."""
+
+    __slots__ = ("core", "saved", "weights")
+
+    def __init__(self, core: _core.Tape, saved: Any, weights: CustomWeights) -> None:
+        self.core = core
+        self.saved = saved
+        self.weights = weights
+
+    @property
+    def consumed(self) -> bool:
+        """Whether it was used."""
+        return self.core.consumed
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the kernels' part."""
+        return self.core.nbytes
+
+
+def forward(
+    weights: CustomWeights, x: Array, initial_state: States, *, training: bool, threads: int, **options: Any
+) -> tuple[Array, tuple[Array, ...], CustomTape | None]:
+    """What the kernels' forward does."""
+    _, _, core = _core.forward(weights.core, x, initial_state, training=training, threads=threads, **options)
+    outputs, saved = weights.run(x, initial_state, **options)
+    y, *states = outputs if options["return_state"] else (outputs,)
+    return y, tuple(states), None if core is None else CustomTape(core, saved, weights)
+
+
+def backward(
+    dy: Array | Sequence[Array | None] | None, tape: CustomTape, threads: int
+) -> tuple[Array, list[Array], list[Array]]:
+    """What the kernels' backward does: the tape is used up, also if a callable raises an error."""
+    _core.backward(dy, tape.core, threads)
+    saved, tape.saved = tape.saved, None
+    if dy is None and saved.return_state:
+        dy = [None] * (1 + len(saved.zeros))
+    return tuple(tape.weights.functions[1](dy, saved))
+
+
+def step(
+    weights: CustomWeights, x_t: Array, states: States, out: Sequence[Array] | None
+) -> tuple[Array, list[Array]]:
+    """What the kernels' step does; `out` is written to after the callables have returned."""
+    _core.step(weights.core, x_t, states)
+    (_, *new), _ = weights.run(x_t[:, None], states, return_state=True)
+    if out is None:
+        return new[0], new
+    h, written = _core.step(weights.core, x_t, states, out)
+    for array, value in zip(written, new, strict=True):
+        np.copyto(array, value)
+    return h, written
