@@ -34,9 +34,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastrnn.activations import ActivationLike
 from fastrnn.arguments import CHECKS, LayerDType
 from fastrnn.constraints import ConstraintLike
-from fastrnn.functional import Array, Gradients
+from fastrnn.functional import Array, Gradients, mask_of
 from fastrnn.initializers import InitializerLike
 from fastrnn.layers import GRU, LSTM, SimpleRNN, StatesLike, _Recurrent
 from fastrnn.regularizers import RegularizerLike
@@ -50,6 +51,7 @@ class _Cell:
 
     _layer_class: type[_Recurrent]
     _layer: _Recurrent
+    _masks: dict[str, Array]  # of dropout, from the first step in training until they are reset
     _of_layer = frozenset(
         """weights trainable_weights non_trainable_weights kernel recurrent_kernel bias built get_weights set_weights
         count_params losses apply_constraints trainable""".split()
@@ -61,6 +63,7 @@ class _Cell:
         self._layer = _layer(
             self._layer_class, type(self).__name__, {name: arguments[name] for name in self._arguments}
         )
+        self._masks = {}
 
     def __getattr__(self, name: str) -> Any:
         if name[0] == "_" or not (name in self._of_layer or name in self._arguments):
@@ -109,18 +112,31 @@ class _Cell:
         Args:
             x_t: floating array [B, I].
             states: a list of arrays [B, H], [h] or for LSTM [h, c]; None: zeros. One array alone is h.
-            training: accepted as in Keras; without dropout it changes nothing.
+            training: whether dropout and recurrent_dropout are used. Their masks are drawn at the first such step and
+                kept for the next ones, until `reset_dropout_mask` and `reset_recurrent_dropout_mask`.
 
         Returns:
             (y_t, states): the output [B, H], and the new states, a list; one array if `states` was one.
+
+        Raises:
+            TypeError: x_t or a state isn't a floating array.
+            ValueError: a shape doesn't fit, that of the kept masks included.
         """
-        y_t, new = self._layer.step(x_t, states)
+        y_t, new = self._layer._masked_step(x_t, states, training, self._masks)
         return y_t, new if states is None or isinstance(states, (list, tuple)) else new[0]
+
+    def reset_dropout_mask(self) -> None:
+        """Forgets the mask of dropout: the next step in training draws another. RNN does so for each call."""
+        self._masks.pop("dropout_mask", None)
+
+    def reset_recurrent_dropout_mask(self) -> None:
+        """Forgets the mask of recurrent_dropout: the next step in training draws another."""
+        self._masks.pop("recurrent_dropout_mask", None)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as a JSON-able dict, for `from_config` here or of Keras' cell."""
         config = self._layer.get_config()
-        return {name: config[name] for name in self._arguments}
+        return {name: config[name] for name in self._arguments if name in config}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
@@ -131,7 +147,7 @@ class _Cell:
         return repr(self._layer)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_layer": copy.copy(self._layer)}
+        return self.__dict__ | {"_layer": copy.copy(self._layer), "_masks": {}}
 
 
 def _layer(layer_class: type[_Recurrent], where: str, arguments: dict[str, Any]) -> _Recurrent:
@@ -159,7 +175,7 @@ class SimpleRNNCell(_Cell):
     def __init__(
         self,
         units: int,
-        activation: str = "tanh",
+        activation: ActivationLike = "tanh",
         use_bias: bool = True,
         kernel_initializer: InitializerLike = "glorot_uniform",
         recurrent_initializer: InitializerLike = "orthogonal",
@@ -198,8 +214,8 @@ class LSTMCell(_Cell):
     def __init__(
         self,
         units: int,
-        activation: str = "tanh",
-        recurrent_activation: str = "sigmoid",
+        activation: ActivationLike = "tanh",
+        recurrent_activation: ActivationLike = "sigmoid",
         use_bias: bool = True,
         kernel_initializer: InitializerLike = "glorot_uniform",
         recurrent_initializer: InitializerLike = "orthogonal",
@@ -215,6 +231,8 @@ class LSTMCell(_Cell):
         recurrent_dropout: float = 0.0,
         seed: int | None = None,
         *,
+        variant: str | None = None,
+        peephole: bool | None = None,
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
@@ -239,8 +257,8 @@ class GRUCell(_Cell):
     def __init__(
         self,
         units: int,
-        activation: str = "tanh",
-        recurrent_activation: str = "sigmoid",
+        activation: ActivationLike = "tanh",
+        recurrent_activation: ActivationLike = "sigmoid",
         use_bias: bool = True,
         kernel_initializer: InitializerLike = "glorot_uniform",
         recurrent_initializer: InitializerLike = "orthogonal",
@@ -547,6 +565,8 @@ class _Loop:
                 f"got {reprlib.repr(self.cell)}; see fastrnn.cells"
             )
         step, options = getattr(self.cell, method), _training_for(self.cell, training, method)
+        for reset in ("reset_dropout_mask", "reset_recurrent_dropout_mask"):
+            getattr(self.cell, reset, lambda: None)()
         states = self._given(states, batch)
         y = np.zeros((batch, _output_size(self.cell)), dtype)
         outputs, steps = [], []
@@ -878,7 +898,13 @@ class RNN(HasWeightsOfMembers, KeepsStates):
     # ---- calls
 
     def __call__(
-        self, x: ArrayLike, initial_state: Any = None, mask: Any = None, training: bool | None = False
+        self,
+        x: ArrayLike,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = False,
+        *,
+        lengths: ArrayLike | None = None,
     ) -> Any:
         """Runs the cells over whole sequences.
 
@@ -889,25 +915,31 @@ class RNN(HasWeightsOfMembers, KeepsStates):
                 zeros.
             mask: bool array [B, T], True for real steps; None: all are. At the others states are kept and the last
                 output is repeated, zeros at the beginning.
-            training: handed to the cells that have such a parameter.
+            training: whether cells of ours use dropout; handed to cells of one's own that have such a parameter.
+            lengths: integers [B]; short for the mask that is True in the first so many steps of each row.
 
         Returns:
             y: [B, H] the last output, or [B, T, H] with return_sequences; with return_state the tuple (y, *states).
 
         Raises:
-            TypeError: x or a state isn't a floating array.
-            ValueError: a shape doesn't fit.
-            NotImplementedError: a mask was given with a cell of ours.
+            TypeError: x or a state isn't a floating array, or the mask isn't of bool or the lengths of integers.
+            ValueError: a shape or a length doesn't fit, or both mask and lengths are given.
         """
-        return self._run(x, initial_state, mask, training, None)
+        return self._run(x, initial_state, mask, training, lengths, None)
 
     def forward(
-        self, x: ArrayLike, initial_state: Any = None, mask: Any = None, training: bool | None = True
+        self,
+        x: ArrayLike,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = True,
+        *,
+        lengths: ArrayLike | None = None,
     ) -> tuple[Any, RNNTape]:
         """Runs the cells as a call does, and keeps what `backward` needs.
 
         Args:
-            x, initial_state, mask, training: as in a call.
+            x, initial_state, mask, training, lengths: as in a call.
 
         Returns:
             (outputs, tape): what the call returns, and the tape to hand to `backward`, once.
@@ -916,7 +948,7 @@ class RNN(HasWeightsOfMembers, KeepsStates):
             As a call; TypeError: a cell of one's own has no forward and backward.
         """
         tapes: list[Any] = []
-        outputs = self._run(x, initial_state, mask, training, tapes)
+        outputs = self._run(x, initial_state, mask, training, lengths, tapes)
         return outputs, RNNTape(self, tapes, self.return_state)
 
     def backward(self, dy: Any, tape: RNNTape) -> Gradients:
@@ -958,7 +990,11 @@ class RNN(HasWeightsOfMembers, KeepsStates):
             initial.insert(0, part_initial)
         return Gradients(dy, [w for part_weights in weights for w in part_weights], self._nest(initial))
 
-    def _run(self, x: Any, initial_state: Any, mask: Any, training: Any, tapes: list[Any] | None) -> Any:
+    def _run(
+        self, x: Any, initial_state: Any, mask: Any, training: Any, lengths: Any, tapes: list[Any] | None
+    ) -> Any:
+        if lengths is not None:
+            mask = mask_of(self._where, lengths, mask, np.asarray(x))
         per_part = self._split(initial_state, "initial_state")
         if self.stateful:
             kept = self._begin(np.asarray(x))

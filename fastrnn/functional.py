@@ -269,10 +269,13 @@ def mask_of(where: str, lengths: ArrayLike, mask: Array | None, x: Array) -> Arr
 
     Raises:
         TypeError: the lengths are no integers.
-        ValueError: there is a mask too, or there are not B lengths, or one is negative or larger than T.
+        ValueError: there is a mask too, or x has no time, or there are not B lengths, or one is negative or
+            larger than T.
     """
     if mask is not None:
         raise ValueError(f"{where}: lengths and mask must not both be given; leave one of them out")
+    if len(x.shape) < 2:
+        raise ValueError(f"{where}: x must have shape [batch, time, features], got {x.shape}")
     array = np.asarray(lengths)
     if array.dtype.kind not in "iu":
         raise TypeError(

@@ -321,6 +321,24 @@ class _Recurrent(KeepsStates):
             states = self._prepare_states(states, "states", ".step")
         return functional.run_step(packed, x_t, states, out)
 
+    def _masked_step(
+        self, x_t: ArrayLike, states: StatesLike | None, training: bool | None, masks: dict[str, Array]
+    ) -> tuple[Array, list[Array]]:
+        """`step`, in training with dropout; its masks are those in `masks`, where those that are missing are put."""
+        self._check_training(training)
+        rates = {"dropout_mask": self.dropout, "recurrent_dropout_mask": self.recurrent_dropout}
+        needed = {name for name, rate in rates.items() if rate and training}
+        if not needed or np.ndim(x_t) != 2:  # what step refuses
+            return self.step(x_t, states)
+        x, packed = self._prepare(x_t, "x_t", "[batch, features]", ".step")
+        if states is not None:
+            states = self._prepare_states(states, "states", ".step")
+        if not needed <= masks.keys():
+            masks.update(self._dropout_masks(x) | masks)
+        options: dict[str, Any] = {"return_state": True, **masks}
+        _, *new = functional.run(packed, x[:, None], states, **options)
+        return new[0], new
+
     # ---- weights
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -738,7 +756,7 @@ class _Recurrent(KeepsStates):
             return array.astype(self._numpy_dtype, copy=False)
 
     def _check_training(self, training: Any) -> None:
-        if training is not None and not isinstance(training, np.bool_):
+        if training is not None and not isinstance(training, (bool, np.bool_)):
             raise TypeError(
                 f"{self._where}: training must be True, False or None, got {reprlib.repr(training)}; "
                 "write bool(...) around it"

@@ -137,7 +137,8 @@ def test_cells_have_the_arguments_order_and_defaults_of_keras(cell_class):
     theirs = [(p.name, p.kind, p.default) for p in theirs if p.kind is not p.VAR_KEYWORD]
     ours = [(p.name, p.kind, p.default) for p in inspect.signature(cell_class).parameters.values()]
     assert ours[: len(theirs)] == theirs
-    assert [name for name, *_ in ours[len(theirs) :]] == ["trainable", "dtype", "name"]
+    beyond = ["variant", "peephole"] if cell_class is LSTMCell else []
+    assert [name for name, *_ in ours[len(theirs) :]] == [*beyond, "trainable", "dtype", "name"]
 
 
 @cells
@@ -236,6 +237,186 @@ def test_copies_of_a_cell_live_on_their_own(duplicate):
     twin.set_weights([2 * w for w in twin.weights])
     assert not np.array_equal(twin.kernel, made.kernel)
     assert repr(twin) == repr(made)
+
+
+# ---- Dropout ----
+
+
+def make_dropping_cell(cell, weights, **options):
+    return make_cell(cell, weights, dropout=0.4, **options)
+
+
+@cells
+@pytest.mark.parametrize("recurrent_dropout", [0.0, 0.3], ids=["inputs", "both"])
+def test_steps_in_training_are_those_of_keras_with_the_same_masks(cell, recurrent_dropout, monkeypatch):
+    problem = random_problem(cell, B, T, INPUTS, H)
+    ours = make_dropping_cell(cell, problem.weights, recurrent_dropout=recurrent_dropout)
+    x_t, states = problem.x[:, 0], problem.initial_state
+    y, new = ours(x_t, states, training=True)
+    again, _ = ours(x_t, states, training=True)
+    assert_same(again, y)  # the masks are kept
+    with keras_in_float64() as keras:
+        theirs = to_keras_cell(ours)
+        theirs.build((None, INPUTS))
+        theirs.set_weights(problem.weights)
+        for name in ("dropout_mask", "recurrent_dropout_mask"):
+            mask = for_keras_cell(keras, ours._masks.get(name))
+            monkeypatch.setattr(theirs, f"get_{name}", lambda step_input, mask=mask: mask)
+        tensors = [keras.ops.convert_to_tensor(a) for a in (x_t, *states)]
+        expected = theirs(tensors[0], tensors[1:], training=True)
+        assert_close(flat((y, new)), to_numpy(keras, expected), 1e-13)
+    assert_same(flat(ours(x_t, states)), flat(make_cell(cell, problem.weights)(x_t, states)))
+
+
+def for_keras_cell(keras, mask):
+    """[B, K] as it is, [B, G, K] as a list of one for each gate; a SimpleRNN has one gate."""
+    if mask is None:
+        return None
+    if mask.ndim == 2:
+        return keras.ops.convert_to_tensor(mask)
+    masks = [keras.ops.convert_to_tensor(m) for m in np.moveaxis(mask, 1, 0)]
+    return masks if len(masks) > 1 else masks[0]
+
+
+def test_each_mask_of_a_cell_is_kept_until_it_is_reset():
+    cell = LSTMCell(H, dropout=0.5, recurrent_dropout=0.5, seed=1)
+    x_t, states = np.ones((B, INPUTS), "float32"), [np.ones((B, H), "float32")] * 2
+
+    def masks():
+        cell(x_t, states, training=True)
+        return dict(cell._masks)
+
+    first = masks()
+    assert masks() == first
+    for reset, name, other in (
+        (cell.reset_dropout_mask, "dropout_mask", "recurrent_dropout_mask"),
+        (cell.reset_recurrent_dropout_mask, "recurrent_dropout_mask", "dropout_mask"),
+    ):
+        before = masks()
+        reset()
+        after = masks()
+        assert after[other] is before[other]
+        assert not np.array_equal(after[name], before[name])
+    twin = copy.copy(cell)
+    assert twin._masks == {} != cell._masks
+    with pytest.raises(ValueError, match=r"^LSTMCell: dropout_mask must have shape \(1, "):
+        cell(x_t[:1], None, training=True)
+    cell.reset_dropout_mask()
+    cell.reset_recurrent_dropout_mask()
+    assert cell(x_t[:1], None, training=True)[0].shape == (1, H)
+
+
+@pytest.mark.parametrize("training", ["yes", 1])
+def test_training_of_a_cell_must_be_a_flag(training):
+    with pytest.raises(TypeError, match=r"^GRUCell: training must be True, False or None, got "):
+        GRUCell(3, dropout=0.5)(np.ones((2, 3), "float32"), None, training=training)
+
+
+@cells
+@pytest.mark.parametrize("rates", [(0.4, 0.0), (0.0, 0.3), (0.4, 0.3)], ids=str)
+def test_rnn_of_a_cell_uses_dropout_as_its_layer_does(cell, rates):
+    problem = random_problem(cell, B, T, INPUTS, H)
+    options = dict(dropout=rates[0], recurrent_dropout=rates[1], seed=5)
+    layer = build(cell, problem.weights, return_sequences=True, **options)
+    rnn = RNN(make_cell(cell, problem.weights, **options), return_sequences=True)
+    before = None
+    for _ in range(2):
+        expected, expected_tape = layer.forward(problem.x)
+        y, tape = rnn.forward(problem.x)
+        assert_same(y, expected)
+        assert before is None or not np.array_equal(y, before)
+        before = y
+        for actual, wanted in zip(
+            rnn.backward(expected, tape), layer.backward(expected, expected_tape), strict=True
+        ):
+            assert_same(actual, wanted)
+    assert_same(rnn(problem.x), RNN(make_cell(cell, problem.weights), return_sequences=True)(problem.x))
+
+
+def test_rnn_resets_the_masks_of_a_cell_that_it_steps():
+    class Plain(GRUCell):
+        def __call__(self, x_t, states, training=False):
+            return super().__call__(x_t, states, training)
+
+    cell = Plain(H, dropout=0.5, recurrent_dropout=0.5)
+    rnn = RNN(cell)
+    x = np.ones((B, T, INPUTS), "float32")
+    y, first = rnn(x, training=True), dict(cell._masks)
+    assert not np.array_equal(rnn(x, training=True), y)
+    assert not np.array_equal(first["dropout_mask"], cell._masks["dropout_mask"])
+    assert rnn(x[:1], training=True).shape == (1, H)
+
+
+# ---- Masks of our cells, and LSTM variants ----
+
+
+@pytest.mark.parametrize("cell", [*CELLS, "peephole"])
+@sequences_or_last
+@both_directions
+@pytest.mark.parametrize("zero_output", [False, True], ids=["repeated", "zeros"])
+def test_rnn_of_a_cell_takes_masks_as_its_layer_does(cell, return_sequences, go_backwards, zero_output):
+    options = dict(
+        return_sequences=return_sequences,
+        return_state=True,
+        go_backwards=go_backwards,
+        zero_output_for_mask=zero_output,
+    )
+    if cell == "peephole":
+        made = LSTMCell(H, variant="vanilla", dtype="float64", seed=1)
+        layer = fastrnn.LSTM(H, variant="vanilla", dtype="float64", seed=1, **options)
+    else:
+        made = make_cell(cell, seed=1)
+        layer = LAYERS[cell](H, dtype="float64", seed=1, **options)
+    rnn, x = RNN(made, **options), np.random.default_rng(0).standard_normal((B, T, INPUTS))
+    for given in ({"mask": MASK}, {"lengths": [5, 2, 0]}):
+        expected, expected_tape = layer.forward(x, **given)
+        outputs, tape = rnn.forward(x, **given)
+        assert_same(outputs, expected)
+        assert_same(rnn(x, **given), expected)
+        for actual, wanted in zip(
+            rnn.backward(expected, tape), layer.backward(expected, expected_tape), strict=True
+        ):
+            assert_same(actual, wanted)
+
+
+@sequences_or_last
+@both_directions
+@initial_or_zeros
+def test_masks_of_stacks_of_our_cells_are_those_of_keras(return_sequences, go_backwards, initial):
+    options = dict(return_sequences=return_sequences, return_state=True, go_backwards=go_backwards)
+    ours = RNN([LSTMCell(4, dtype="float64"), GRUCell(3, dtype="float64")], **options)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((B, T, INPUTS))
+    ours.build(x.shape)
+    states = [[rng.standard_normal((B, 4))] * 2, [rng.standard_normal((B, 3))]] if initial else None
+    with keras_in_float64() as keras:
+        theirs = keras.layers.RNN.from_config(ours.get_config())
+        theirs.build(x.shape)
+        theirs.set_weights(ours.get_weights())
+        tensor, mask = (keras.ops.convert_to_tensor(a) for a in (x, MASK))
+        their_states = states and [[keras.ops.convert_to_tensor(s) for s in c] for c in states]
+        expected = theirs(tensor, initial_state=their_states, mask=mask)
+        outputs = ours(x, initial_state=states, mask=MASK)
+        assert_close(flat(outputs[1:]), to_numpy(keras, expected[1:]), 1e-12)
+        assert_close(outputs[0], to_numpy(keras, expected[0])[0], 1e-12)
+
+
+@pytest.mark.parametrize("variant, peephole, rows", [("cifg", None, 2), ("np", None, 0), (None, True, 3)])
+def test_an_lstm_cell_has_variants_and_peepholes(variant, peephole, rows):
+    cell = LSTMCell(H, variant=variant, peephole=peephole, seed=1)
+    x = np.random.default_rng(0).standard_normal((B, T, INPUTS)).astype("float32")
+    cell.build((None, INPUTS))
+    assert sum(w.shape == (rows, H) for w in cell.weights) == bool(rows)
+    layer = fastrnn.LSTM(H, variant=variant, peephole=peephole)
+    layer.build(x.shape)
+    layer.set_weights(cell.weights)
+    states = cell.get_initial_state(B)
+    for t in range(T):
+        y_t, states = cell(x[:, t], states)
+    assert_close(y_t, layer(x), 1e-6)
+    again = LSTMCell.from_config(cell.get_config())
+    assert (again.variant, again.peephole) == (variant, peephole)
+    assert ("variant" in cell.get_config()) == (variant is not None)
 
 
 # ---- RNN of one of our cells ----
@@ -679,7 +860,23 @@ CELL = LSTMCell(3)
             ValueError,
             r"RNN: mask must be a bool array of shape \(3, 5\), ",
         ),
-        (lambda: RNN(LSTMCell(3))(X, mask=MASK), NotImplementedError, r"RNN: mask is not supported yet; "),
+        (lambda: RNN(LSTMCell(3))(X, mask=MASK[:2]), ValueError, r"\w+: mask must have shape \(3, 5\) "),
+        (
+            lambda: RNN(LSTMCell(3))(X, mask=MASK.astype(int)),
+            TypeError,
+            r"\w+: mask must be an array of bool",
+        ),
+        (
+            lambda: RNN(LSTMCell(3))(X, mask=MASK, lengths=[1, 2, 3]),
+            ValueError,
+            r"RNN: lengths and mask must ",
+        ),
+        (
+            lambda: RNN(Minimal(3))(X, lengths=[1, 2, 6]),
+            ValueError,
+            r"RNN: lengths must be from 0 to 5, .*, got 6",
+        ),
+        (lambda: RNN(Minimal(3))(X[0, 0], lengths=[1]), ValueError, r"RNN: x must have shape "),
     ],
 )
 def test_what_does_not_fit_is_refused(call, error, message):
