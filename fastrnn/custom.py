@@ -101,10 +101,21 @@ class CustomTape:
 
 
 def forward(
-    weights: CustomWeights, x: Array, initial_state: States, *, training: bool, threads: int, **options: Any
+    weights: CustomWeights,
+    x: Array,
+    initial_state: States,
+    *,
+    training: bool,
+    embedding: Array | None,
+    threads: int,
+    **options: Any,
 ) -> tuple[Array, tuple[Array, ...], CustomTape | None]:
     """What the kernels' forward does."""
-    _, _, core = _core.forward(weights.core, x, initial_state, training=training, threads=threads, **options)
+    _, _, core = _core.forward(
+        weights.core, x, initial_state, training=training, embedding=embedding, threads=threads, **options
+    )
+    if embedding is not None:
+        x = embedding.take(x, axis=0, mode="clip")  # ids that are no rows are left at masked steps alone
     outputs, saved = weights.run(x, initial_state, **options)
     y, *states = outputs if options["return_state"] else (outputs,)
     return y, tuple(states), None if core is None else CustomTape(core, saved, weights)

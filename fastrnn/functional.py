@@ -189,7 +189,7 @@ def embedding_gradient(ids: Array, dx: Array, rows: int) -> Array:
     return total
 
 
-def gates(tape: Tape) -> dict[str, Array]:
+def gates(tape: AnyTape) -> dict[str, Array]:
     """What the gates were in all steps of a forward pass: name -> [B, T, H], in the order in which they were computed.
 
     LSTM: i f g o, of these what the variant has, and c, the state after each step. GRU: z r n. SimpleRNN and IndRNN: none.
@@ -208,6 +208,9 @@ def gates(tape: Tape) -> dict[str, Array]:
     """
     if tape.consumed:
         raise RuntimeError("functional.gates: the tape was already used; look at the gates before backward")
+    if isinstance(tape, CustomTape):
+        found: dict[str, Array] = tape.saved.gates()
+        return found
     cell, saved = tape.weights.cell, tape.saved
     variant = next((v for v in _MISSING_GATE if f"_{v}" in cell), "")
     names = (

@@ -8,11 +8,12 @@
 
 A layer holds its weights, nothing else: no call changes it but `build` (by itself on the first call), `set_weights`
 and `apply_constraints`, so several threads may call one layer at once. Only a layer with stateful=True also keeps the
-states of its last call: let one thread at a time call it. All arithmetic lies below, in `functional`.
+states of its last call, and one with dropout counts its calls in training: let one thread at a time make these calls.
+All arithmetic lies below, in `functional`.
 
 Legend: B batch, T time steps, I inputs, H units, G gates.
 
-What isn't supported yet raises NotImplementedError as soon as it is given; nothing is accepted and then ignored.
+Half precision isn't supported yet and raises NotImplementedError; nothing is accepted and then ignored.
 """
 
 from __future__ import annotations
@@ -297,8 +298,8 @@ class _Recurrent(KeepsStates):
     ) -> tuple[Array, list[Array]]:
         """Runs one time step with the layer's weights, for data that arrives step by step.
 
-        T steps give what one call gives; return_sequences, return_state, go_backwards and stateful have no say
-        here.
+        T steps give what one call gives; return_sequences, return_state, go_backwards, stateful and dropout have no
+        say here.
 
         Args:
             x_t: floating array [B, I].
@@ -380,7 +381,7 @@ class _Recurrent(KeepsStates):
 
     @property
     def weights(self) -> list[Array]:
-        """A list of read-only arrays: kernel, recurrent_kernel, bias. Empty before the layer is built."""
+        """A list of read-only arrays: kernel, recurrent_kernel, bias, peephole. Empty before the layer is built."""
         return [] if self._packed is None else self._packed.arrays
 
     @property
@@ -767,7 +768,7 @@ class _Recurrent(KeepsStates):
         options: dict[str, Any] = {}
         if mask is not None:
             options["mask"] = np.asarray(mask)
-        if lengths is not None:
+        if lengths is not None and x.ndim == 3:  # the core refuses all others
             options["lengths"] = lengths
         if options and self.zero_output_for_mask:
             options["zero_output_for_mask"] = True

@@ -95,6 +95,28 @@ def test_gradients_equal_finite_differences(name):
         assert slope == pytest.approx(np.sum(gradient * direction), rel=1e-6, abs=1e-8)
 
 
+@cases
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_gates_and_embeddings_are_those_of_the_kernels(name, masked):
+    (_, forward, backward), _, weights, settings, options = problem(name, "float64")
+    rng = np.random.default_rng(2)
+    embedding, ids = rng.standard_normal((7, 3)), rng.integers(0, 7, (4, 6))
+    if masked:
+        ids = np.where(options["mask"], ids, -1)
+    else:
+        options["mask"] = None
+    results = []
+    for activation in (TANH, "tanh"):
+        y, tape = forward(ids, *weights, activation=activation, embedding=embedding, **settings, **options)
+        gates = functional.gates(tape)
+        gradients = backward(y, tape)
+        results.append(([y, *gradients.weights, gradients.x, *gates.values()], list(gates)))
+        with pytest.raises(RuntimeError, match="the tape was already used"):
+            functional.gates(tape)
+    assert results[0][1] == results[1][1]
+    assert_close(results[0][0], results[1][0], 1e-11)
+
+
 @layers
 def test_a_layer_takes_callables(layer_class):
     callables, names = (

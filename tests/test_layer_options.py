@@ -175,9 +175,20 @@ def test_masks_and_lengths_that_do_not_fit_are_refused(given, error, message):
     for call in (layer, layer.forward):
         with pytest.raises(error, match=f"^LSTM: {message}"):
             call(x, **given)
-        with pytest.raises(ValueError, match=r"^LSTM: x must have "):
-            call(x[0, 0], **given)
     assert layer.states is None
+
+
+@pytest.mark.parametrize(
+    "given", [{"mask": np.ones((B, T), bool)}, {"lengths": [T] * B}], ids=["mask", "lengths"]
+)
+@pytest.mark.parametrize("is_built", [True, False], ids=["built", "first_call"])
+def test_an_input_of_wrong_rank_is_refused_with_masks_too(given, is_built):
+    layer = LSTM(3, dropout=0.5)
+    if is_built:
+        layer.build((None, None, INPUTS))
+    for wrong in (np.ones(B), np.ones((B, INPUTS)), np.ones((B, T, INPUTS, 1)), np.float32(1)):
+        with pytest.raises(ValueError, match=r"^LSTM: x must have shape \[batch, time, features\], got "):
+            layer.forward(wrong.astype("float32"), **given)
 
 
 # ---- Dropout ----
@@ -320,7 +331,7 @@ OF_KERAS = sorted(activations.NAMES.keys() - {"affine", "scaled_tanh", "threshol
 @pytest.mark.parametrize("name", OF_KERAS)
 def test_activations_by_name_are_those_of_keras(cell, name):
     problem = random_problem(cell, B, T, INPUTS, H)
-    weights = [w / 2 for w in problem.weights]  # exponential grows fast
+    weights = [w / (10 if name == "exponential" else 2) for w in problem.weights]  # some grow fast
     chosen = {"activation": name}
     if cell != "simple_rnn":
         chosen["recurrent_activation"] = "sigmoid" if name == "exponential" else name

@@ -115,11 +115,19 @@ def test_call_has_the_arguments_of_keras(layer_class):
 @classes
 def test_keras_reads_our_config_and_we_read_its(layer_class):
     keras_class = getattr(import_keras().layers, layer_class.__name__)
-    ours = layer_class(3, use_bias=False, return_sequences=True, go_backwards=True, dtype="float64", name="a")
+    chosen = FULL | {"recurrent_initializer": "orthogonal", "kernel_initializer": "glorot_uniform"}
+    chosen["bias_initializer"] = "zeros"  # Keras writes the settings of others
+    ours = layer_class(**chosen)
     theirs = keras_class.from_config(ours.get_config())
-    assert layer_class.from_config(theirs.get_config()).get_config() == ours.get_config()
-    for name in ("units", "use_bias", "return_sequences", "return_state", "go_backwards", "dtype", "name"):
-        assert getattr(theirs, name) == getattr(ours, name)
+    config = theirs.get_config() | {"seed": FULL["seed"]}  # which Keras' SimpleRNN doesn't write
+    assert layer_class.from_config(config).get_config() == ours.get_config()
+    for name in FULL.keys() - {
+        "kernel_initializer",
+        "recurrent_initializer",
+        "bias_initializer",
+        "activation",
+    }:
+        assert getattr(theirs, name, FULL[name]) == getattr(ours, name) == FULL[name]
 
 
 @classes
@@ -1043,15 +1051,19 @@ def test_steps_and_other_layers_keep_nothing():
 
 FULL = dict(
     units=3,
+    activation="relu",
     use_bias=False,
     kernel_initializer="orthogonal",
     recurrent_initializer={"class_name": "Orthogonal", "config": {"gain": 0.5}},
     bias_initializer="ones",
+    dropout=0.25,
+    recurrent_dropout=0.5,
     seed=5,
     return_sequences=True,
     return_state=True,
     go_backwards=True,
     unroll=True,
+    zero_output_for_mask=True,
     trainable=False,
     dtype="float64",
     name="a",
@@ -1087,9 +1099,8 @@ def test_arguments_are_attributes():
             assert (
                 initializers.serialize(getattr(layer, name)) == value
                 if "init" in name
-                else getattr(layer, name) == value
+                else getattr(layer, name) == (activations.get(value) if name == "activation" else value)
             )
-    assert layer.activation == activations.get("tanh")
     assert layer.recurrent_activation == activations.get("sigmoid")
     assert layer.unit_forget_bias
 
