@@ -7,7 +7,7 @@ state), the compiled kernels. `fastrnn.reference` computes the same in plain Num
 
 from fastrnn import _installed  # noqa: F401, I001  (first: it finds the compiled module when this is a source folder)
 from fastrnn._core import __version__
-from fastrnn import constraints, functional, initializers, reference, regularizers
+from fastrnn import activations, constraints, functional, initializers, reference, regularizers
 from fastrnn.cells import RNN, GRUCell, LSTMCell, SimpleRNNCell, StackedRNNCells
 from fastrnn.functional import Gradients
 from fastrnn.layers import GRU, LSTM, SimpleRNN
@@ -35,6 +35,7 @@ __all__ = [
     "SimpleRNNCell",
     "StackedRNNCells",
     "__version__",
+    "activations",
     "available_isas",
     "compiled_isas",
     "constraints",

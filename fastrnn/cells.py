@@ -15,7 +15,8 @@ A cell of one's own is an object with
 
 and what of the following it needs: `output_size` (otherwise that of the first state), `get_initial_state(batch_size=)`
 (otherwise zeros), `build((batch, features))`, which is called once, `weights` and `set_weights(list)`, a parameter
-`training` of its call, `get_config()`. Rows of a batch must not mix: a masked row may hold anything. To be trained it has
+`training` of its call, `reset_dropout_mask()` and `reset_recurrent_dropout_mask()`, which are called before each sequence,
+`get_config()`. Rows of a batch must not mix: a masked row may hold anything. To be trained it has
 
     forward(x_t, states) -> (y_t, states, saved)
     backward(dy_t, dstates, saved) -> (dx_t, dstates, dweights)     dweights in the order of `weights`
