@@ -857,11 +857,7 @@ class RNN(HasWeightsOfMembers, KeepsStates):
         ours = {each.dtype for each in self._cells if isinstance(each, _Cell)}
         given["dtype"] = dtype if dtype is not None else _dtype(self._cells)
         for argument in (*self._FLAGS, "trainable", "dtype", "name"):
-            if argument != "zero_output_for_mask":
-                self.__dict__[argument] = CHECKS[argument](where, argument, given[argument])
-        self.__dict__["zero_output_for_mask"] = CHECKS["return_state"](
-            where, "zero_output_for_mask", zero_output_for_mask
-        )
+            self.__dict__[argument] = CHECKS[argument](where, argument, given[argument])
         if ours - {self.dtype}:
             raise ValueError(
                 f"{where}: dtype must be that of all cells, got {self.dtype!r} with cells of {sorted(ours)}; "
