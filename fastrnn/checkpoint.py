@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from fastrnn import functional
 from fastrnn.functional import Array, Gradients, Outputs, States, Weights
 
-__all__ = ["Segment", "Tape", "run_backward", "run_forward"]
+__all__ = ["Segment", "Tape", "gates", "run_backward", "run_forward"]
 
 
 class Segment(NamedTuple):
@@ -86,6 +86,10 @@ class Tape:
             "return_state": True,
         }
 
+    def _segment_tape(self, at: slice, states: Any) -> functional.Tape:
+        """The tape of all steps of the segment that reads x[:, at]."""
+        return functional.run_forward(self.weights, initial_state=states, **self._arguments(at))[1]
+
     def _waiting(self, at: slice) -> Array | None:
         """Where a segment's outputs repeat the output before its first step, [B, k]; None: nowhere.
 
@@ -118,7 +122,7 @@ def run_forward(
 
     Args:
         weights: Prepared weights.
-        x: [B, T, I].
+        x: [B, T, I], or with an embedding [B, T].
         initial_state: A list of one [B, H] array or None (zeros) per state; None: zeros.
         every: k, how many steps lie between kept states; True: sqrt(T), rounded up.
         mask, lengths, zero_output_for_mask, return_sequences, return_state, go_backwards, **options: As
@@ -141,12 +145,13 @@ def run_forward(
     options |= {"zero_output_for_mask": zero_output_for_mask, "go_backwards": go_backwards}
     if lengths is not None:
         mask = functional.mask_of(weights.name, lengths, mask, x)
-    fits = isinstance(x, np.ndarray) and x.ndim == 3
+    axes = 3 if options.get("embedding") is None else 2
+    fits = isinstance(x, np.ndarray) and x.ndim == axes
     if not fits or not (mask is None or (isinstance(mask, np.ndarray) and mask.shape == x.shape[:2])):
         functional.run(weights, x, initial_state, mask=mask, **options)  # refuses what segments would hide
     every = _steps(weights.name, every, x.shape[1])
     tape = Tape(weights, x, every, mask, return_sequences, return_state, options, [])
-    (B, T, _), H = x.shape, weights.units
+    (B, T), H = x.shape[:2], weights.units
     y = np.zeros((B, T if return_sequences else 1, H), weights.dtype)
     states: Any = initial_state
     for begin, end, at in tape._segments():
@@ -185,7 +190,7 @@ def run_backward(dy: Array | Sequence[Array | None] | None, tape: Tape, *, threa
         TypeError: A gradient is not of the dtype of the forward pass.
         ValueError: A gradient's shape is not that of its output.
     """
-    dx = np.empty(tape.x.shape, tape.weights.dtype)
+    dx = np.empty((*tape.x.shape[:2], tape.weights.inputs), tape.weights.dtype)
     dweights: list[Array] = []
     dstates: list[Array] = []
     for at, gradients in _backward(dy, tape, threads):
@@ -197,11 +202,20 @@ def run_backward(dy: Array | Sequence[Array | None] | None, tape: Tape, *, threa
     return Gradients(dx, dweights, dstates)
 
 
+def gates(tape: Tape) -> dict[str, Array]:
+    """What the gates were in all steps of a forward pass: name -> [B, T, H], as `functional.gates` tells it of its tapes."""
+    placed: dict[str, Array] = {}
+    for (begin, end, at), states in zip(tape._segments(), tape.states, strict=False):
+        for name, values in functional.gates(tape._segment_tape(at, states)).items():
+            if not begin:
+                B, _, H = values.shape
+                placed[name] = np.empty((B, tape.x.shape[1], H), values.dtype)
+            placed[name][:, begin:end] = values
+    return placed
+
+
 def _backward(dy: Any, tape: Tape, threads: int) -> Iterator[tuple[slice, Gradients]]:
     """The segments' gradients, from the last segment to the first, each with where it is in x."""
-
-    def record(at: slice, states: Any) -> functional.Tape:
-        return functional.run_forward(tape.weights, initial_state=states, **tape._arguments(at))[1]
 
     segments, states = tape._segments(), tape.states
     if not tape.return_state:
@@ -209,7 +223,7 @@ def _backward(dy: Any, tape: Tape, threads: int) -> Iterator[tuple[slice, Gradie
     elif dy is None:
         dy = [None, *(None for _ in states[-1])]
     elif not isinstance(dy, (list, tuple)) or len(dy) != 1 + len(states[-1]):
-        functional.run_backward(dy, record(segments[-1][2], states[-2]))  # refuses
+        functional.run_backward(dy, tape._segment_tape(segments[-1][2], states[-2]))  # refuses
     dy, *dstates = dy
     shape = (*tape.x.shape[:2], tape.weights.units)
     if tape.return_sequences and isinstance(dy, np.ndarray) and dy.shape != shape:
@@ -226,7 +240,8 @@ def _backward(dy: Any, tape: Tape, threads: int) -> Iterator[tuple[slice, Gradie
                 dy_k[:, -1] += carried
         if tape.watch is not None:
             tape.watch(Segment(begin, dy_k, dstates))
-        gradients = functional.run_backward([dy_k, *dstates], record(at, initial), threads=threads)
+        segment = tape._segment_tape(at, initial)
+        gradients = functional.run_backward([dy_k, *dstates], segment, threads=threads)
         yield at, gradients
         dstates = gradients.initial_state
         carried = None if dy_k is None else _repeated(dy_k, tape._waiting(at))
@@ -238,7 +253,8 @@ def _repeated(dy: Array, waiting: Array | None) -> Array | None:
         return None
     if dy.ndim == 2:
         return np.where(waiting[:, -1:], dy, 0)
-    return dy.sum(axis=1, where=waiting[:, :, None])
+    total: Array = dy.sum(axis=1, where=waiting[:, :, None])
+    return total
 
 
 def _steps(where: str, every: Any, T: int) -> int:

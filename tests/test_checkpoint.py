@@ -1,10 +1,8 @@
 """Checkpoints against the same pass without them: outputs, gradients, masks across segments, memory."""
 
-import re
-
 import numpy as np
 import pytest
-from support import as_list, assert_close, random_gradients, random_problem, weight_shapes
+from support import as_list, assert_close, random_gradients, random_problem
 
 from fastrnn import checkpoint, functional
 
@@ -16,7 +14,10 @@ some_lengths = pytest.mark.parametrize("every", [1, 3, T + 5, True])
 
 # Rows: no mask; begins with masked steps, more than a segment of them; holes at and over the segments' borders, padding
 # at the end; no real step.
-MASK = np.array(["1111111111111", "0000110110001", "1101001000000", "0000000000000"]).view("U1").reshape(4, T) == "1"
+MASK = (
+    np.array(["1111111111111", "0000110110001", "1101001000000", "0000000000000"]).view("U1").reshape(4, T)
+    == "1"
+)
 
 
 def weights_and_problem(cell, dtype="float64", sizes=(B, T, I, H)):
@@ -41,7 +42,9 @@ def assert_same(actual, expected, options):
     if not (masked and options["return_sequences"] and not options.get("zero_output_for_mask")):
         np.testing.assert_array_equal(gradients.x, expected_gradients.x)
         np.testing.assert_equal(gradients.initial_state, expected_gradients.initial_state)
-    assert {a.dtype for a in [*outputs, gradients.x, *gradients.weights, *gradients.initial_state]} == {outputs[0].dtype}
+    assert {a.dtype for a in [*outputs, gradients.x, *gradients.weights, *gradients.initial_state]} == {
+        outputs[0].dtype
+    }
 
 
 @some_lengths
@@ -62,9 +65,7 @@ def test_outputs_and_gradients_equal_those_without_checkpoints(
         "zero_output_for_mask": masked == "zero_output",
     }
     expected = forward_and_backward(functional, weights, problem, **options)
-    assert_same(
-        forward_and_backward(checkpoint, weights, problem, every=every, **options), expected, options
-    )
+    assert_same(forward_and_backward(checkpoint, weights, problem, every=every, **options), expected, options)
 
 
 def test_random_masks_give_what_they_give_without_checkpoints(cell):
@@ -78,7 +79,9 @@ def test_random_masks_give_what_they_give_without_checkpoints(cell):
         }
         expected = forward_and_backward(functional, weights, problem, **options)
         every = int(rng.integers(1, T))
-        assert_same(forward_and_backward(checkpoint, weights, problem, every=every, **options), expected, options)
+        assert_same(
+            forward_and_backward(checkpoint, weights, problem, every=every, **options), expected, options
+        )
 
 
 @both_directions
@@ -97,6 +100,32 @@ def test_dropout_masks_lengths_and_threads_are_handed_on(cell, go_backwards, ret
     }
     expected = forward_and_backward(functional, weights, problem, **options)
     assert_same(forward_and_backward(checkpoint, weights, problem, every=4, **options), expected, options)
+
+
+@both_directions
+@pytest.mark.parametrize("mask", [None, MASK], ids=["no_mask", "mask"])
+def test_embeddings_by_ids(cell, go_backwards, mask):
+    rng = np.random.default_rng(0)
+    weights, problem = weights_and_problem(cell)
+    problem = problem._replace(x=rng.integers(0, 7, (B, T)))
+    options = {
+        "embedding": rng.standard_normal((7, I)),
+        "return_sequences": False,
+        "mask": mask,
+        "go_backwards": go_backwards,
+    }
+    expected = forward_and_backward(functional, weights, problem, **options)
+    assert_same(forward_and_backward(checkpoint, weights, problem, every=4, **options), expected, options)
+
+
+@both_directions
+@pytest.mark.parametrize("mask", [None, MASK], ids=["no_mask", "mask"])
+def test_gates_are_those_without_checkpoints(cell, go_backwards, mask):
+    weights, problem = weights_and_problem(cell)
+    options = {"initial_state": problem.initial_state, "mask": mask, "go_backwards": go_backwards}
+    _, whole = functional.run_forward(weights, problem.x, **options)
+    _, tape = checkpoint.run_forward(weights, problem.x, every=4, **options)
+    np.testing.assert_equal(checkpoint.gates(tape), functional.gates(whole))
 
 
 @sequences_or_last
@@ -120,7 +149,9 @@ def test_gradients_that_are_none_are_zeros(given, return_sequences):
     weights, problem = weights_and_problem("lstm")
     options = {"return_sequences": return_sequences, "return_state": True, "mask": MASK}
     expected = forward_and_backward(functional, weights, problem, some, **options)
-    assert_same(forward_and_backward(checkpoint, weights, problem, some, every=4, **options), expected, options)
+    assert_same(
+        forward_and_backward(checkpoint, weights, problem, some, every=4, **options), expected, options
+    )
 
 
 def test_padding_is_never_read(cell):
@@ -141,7 +172,9 @@ def test_a_tape_may_be_used_again():
 
 def test_arrays_of_the_caller_stay_as_they_were():
     weights, problem = weights_and_problem("lstm")
-    y, tape = checkpoint.run_forward(weights, problem.x, problem.initial_state, every=4, mask=MASK, return_sequences=True)
+    y, tape = checkpoint.run_forward(
+        weights, problem.x, problem.initial_state, every=4, mask=MASK, return_sequences=True
+    )
     dy = random_gradients(y)
     given = [problem.x, *problem.weights, *problem.initial_state, y, dy]
     before = [a.copy() for a in given]
@@ -193,7 +226,14 @@ def test_training_on_a_long_sequence_takes_little_memory(run_python):
 
 @pytest.mark.parametrize(
     ("every", "error"),
-    [(0, ValueError), (-1, ValueError), (False, ValueError), (1.5, TypeError), (None, TypeError), ("3", TypeError)],
+    [
+        (0, ValueError),
+        (-1, ValueError),
+        (False, ValueError),
+        (1.5, TypeError),
+        (None, TypeError),
+        ("3", TypeError),
+    ],
 )
 def test_the_steps_between_checkpoints_must_be_a_positive_integer(every, error):
     weights, problem = weights_and_problem("gru")

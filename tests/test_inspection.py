@@ -81,7 +81,10 @@ def test_norms_are_those_of_the_hidden_gradients(cell, dtype):
 @pytest.mark.parametrize(("factor", "grows"), [(0.5, False), (2.0, True)])
 def test_norms_show_vanishing_and_exploding(factor, grows):
     weights = functional.Weights(
-        "simple_rnn", np.zeros((I, H)), factor * np.eye(H), activations=functional.activation_codes(*["linear"] * 3)
+        "simple_rnn",
+        np.zeros((I, H)),
+        factor * np.eye(H),
+        activations=functional.activation_codes(*["linear"] * 3),
     )
     y, tape = checkpoint.run_forward(weights, np.zeros((1, T, I)), every=True)
     norms = inspection.gradient_norms(np.ones_like(y), tape)[0]
@@ -97,7 +100,9 @@ def test_no_steps_have_no_gradients(cell):
 def test_a_tape_without_checkpoints_is_refused():
     lstm = fastrnn.LSTM(4)
     y, tape = lstm.forward(np.ones((2, 5, 3), "float32"))
-    with pytest.raises(TypeError, match=r"^inspection: tape must come from .*, got one without checkpoints; call"):
+    with pytest.raises(
+        TypeError, match=r"^inspection: tape must come from .*, got one without checkpoints; call"
+    ):
         inspection.gradient_norms(y, tape)
     with pytest.raises(TypeError, match=r"^inspection: tape must come from .*, got NoneType; call"):
         inspection.hidden_gradients(y, None)
