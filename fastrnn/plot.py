@@ -130,7 +130,7 @@ def gradient_norms(norms: Array | Mapping[str, Array]) -> Figure:
         ValueError: There is no array, or one isn't [T] or [B, T] with at least one row and one step.
 
     >>> gradient_norms(0.9 ** np.arange(50, 0, -1)).axes[0].get_title()
-    'Gradients vanish: 0.0057 of the last step\\'s is left at the first'
+    "Gradients vanish: 0.0057 of the last step's is left at the first"
     """
     named = norms if isinstance(norms, Mapping) else {"": norms}
     arrays = {name: np.atleast_2d(np.asarray(values)) for name, values in named.items()}
