@@ -7,7 +7,18 @@ state), the compiled kernels. `fastrnn.reference` computes the same in plain Num
 
 from fastrnn import _installed  # noqa: F401, I001  (first: it finds the compiled module when this is a source folder)
 from fastrnn._core import __version__
-from fastrnn import activations, constraints, functional, initializers, reference, regularizers
+from fastrnn import (
+    activations,
+    checkpoint,
+    constraints,
+    functional,
+    gradients,
+    initializers,
+    inspection,
+    plot,
+    reference,
+    regularizers,
+)
 from fastrnn.cells import RNN, GRUCell, LSTMCell, SimpleRNNCell, StackedRNNCells
 from fastrnn.functional import Gradients
 from fastrnn.layers import GRU, LSTM, SimpleRNN
@@ -37,12 +48,16 @@ __all__ = [
     "__version__",
     "activations",
     "available_isas",
+    "checkpoint",
     "compiled_isas",
     "constraints",
     "functional",
     "get_isa",
     "get_num_threads",
+    "gradients",
     "initializers",
+    "inspection",
+    "plot",
     "reference",
     "regularizers",
     "release_memory",
