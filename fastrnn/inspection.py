@@ -123,7 +123,7 @@ def _go_back(dy: Any, tape: Tape, take: Callable[[int, Array], None]) -> None:
     steps = replace(steps, watch=watch)
     if isinstance(tape, layers.Tape):  # by way of the layer, which adds its penalties
         tape = copy.copy(tape)
-        tape._core = steps  # type: ignore[assignment]
+        tape._core = steps
         tape._layer.backward(dy, tape)
     else:
         checkpoint.run_backward(dy, steps)

@@ -18,6 +18,7 @@ Half precision isn't supported yet and raises NotImplementedError; nothing is ac
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import operator
@@ -30,6 +31,7 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
+from fastrnn import checkpoint as checkpoints
 from fastrnn import functional, initializers
 from fastrnn.activations import Activation, ActivationLike
 from fastrnn.arguments import CHECKS, SETTABLE, LayerDType, show, to_config
@@ -71,7 +73,11 @@ class Tape:
     of Keras' layer. Its gradient is part of what `backward` returns."""
 
     def __init__(
-        self, layer: _Recurrent, core: functional.AnyTape, return_state: bool, stateful: bool = False
+        self,
+        layer: _Recurrent,
+        core: functional.AnyTape | checkpoints.Tape,
+        return_state: bool,
+        stateful: bool = False,
     ) -> None:
         self._layer = layer
         self._core = core
@@ -82,7 +88,8 @@ class Tape:
 
     def gates(self) -> dict[str, Array]:
         """What the gates were in all steps, before the tape is used: name -> [B, T, H]; see `functional.gates`."""
-        return functional.gates(self._core)
+        core = self._core
+        return checkpoints.gates(core) if isinstance(core, checkpoints.Tape) else functional.gates(core)
 
     def __repr__(self) -> str:
         return f"<Tape of {self._layer!r}>"
@@ -218,11 +225,15 @@ class _Recurrent(KeepsStates):
         training: bool | None = True,
         *,
         lengths: ArrayLike | None = None,
+        checkpoint: int | bool = False,
     ) -> tuple[Outputs, Tape]:
         """Runs the layer as a call does, and keeps what `backward` needs.
 
         Args:
             x, initial_state, mask, training, lengths: as in a call.
+            checkpoint: k, how many steps lie between the states that are kept instead of all that every step
+                computed; True: about sqrt(T). Memory then grows as sqrt(T), and backward runs forward once more;
+                see `fastrnn.checkpoint`.
 
         Returns:
             (outputs, tape): what the call returns, and the tape to hand to `backward`, once. The tape refers
@@ -239,7 +250,10 @@ class _Recurrent(KeepsStates):
         return_state, stateful = self.return_state, self.stateful
         if stateful:
             initial_state = self._begin_with(initial_state, x)
-        outputs, core = functional.run_forward(
+        run: Any = functional.run_forward
+        if checkpoint is not False:
+            run = functools.partial(checkpoints.run_forward, every=checkpoint)
+        outputs, core = run(
             packed,
             x,
             initial_state,
@@ -261,7 +275,7 @@ class _Recurrent(KeepsStates):
         Args:
             dy: gradient by y, a floating array of y's shape; with return_state a list [dy, dh] or for LSTM
                 [dy, dh, dc], an array or None (zeros) for each of what `forward` returned.
-            tape: what `forward` of this layer returned. It is used up.
+            tape: what `forward` of this layer returned. It is used up, but for one with `checkpoint`.
 
         Returns:
             functional.Gradients: x [B, T, I]; weights, a list in the order of `weights`; initial_state, a
@@ -623,7 +637,10 @@ class _Recurrent(KeepsStates):
     def _run_backward(self, dy: Any, tape: Tape) -> functional.Gradients:
         if tape._core_has_states and not tape._return_state:
             dy = [dy] + [None] * self._states  # the states that only the layer kept
-        return functional.run_backward(dy, tape._core)
+        core = tape._core
+        if isinstance(core, checkpoints.Tape):
+            return checkpoints.run_backward(dy, core)
+        return functional.run_backward(dy, core)
 
     def _begin_with(
         self, initial_state: Sequence[Array | None] | None, x: Array

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support import assert_close, random_gradients, random_problem, torch_layer
+from support import as_list, assert_close, random_gradients, random_problem, torch_layer
 
 import fastrnn
 from fastrnn import checkpoint, functional, inspection
@@ -95,6 +95,28 @@ def test_norms_show_vanishing_and_exploding(factor, grows):
 def test_no_steps_have_no_gradients(cell):
     problem = random_problem(cell, B, 0, I, H)
     assert hidden_gradients(cell, problem).shape == (B, 0, H)
+
+
+@pytest.mark.parametrize("options", [{}, {"stateful": True}, {"return_state": True}], ids=str)
+def test_a_layers_hidden_gradients_are_those_of_the_loss_with_its_penalties(options):
+    lstm = fastrnn.LSTM(H, return_sequences=True, activity_regularizer="l2", dtype="float64", **options)
+    x = np.random.default_rng(0).standard_normal((B, T, I))
+    outputs, tape = lstm.forward(x, checkpoint=4)
+    dy = random_gradients(outputs)
+    y = outputs[0] if lstm.return_state else outputs
+    penalized = [d + 2 * 0.01 * o / B for d, o in zip(as_list(dy), as_list(outputs), strict=True)]
+    _, core = checkpoint.run_forward(
+        functional.Weights("lstm", *lstm.weights),
+        x,
+        every=1,
+        return_sequences=True,
+        return_state=lstm.return_state,
+    )
+    expected = inspection.hidden_gradients(penalized if lstm.return_state else penalized[0], core)
+    assert y.shape == expected.shape
+    for _ in range(2):  # the tape is not used up
+        assert_close(inspection.hidden_gradients(dy, tape), expected, 1e-14)
+    lstm.backward(dy, tape)
 
 
 def test_a_tape_without_checkpoints_is_refused():

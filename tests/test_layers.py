@@ -1397,3 +1397,44 @@ def test_no_gradient_means_zeros():
 def test_values_beyond_float32_become_infinite_without_a_warning():
     y = SimpleRNN(3, kernel_initializer="ones")(np.full((1, 1, 1), 1e300))
     np.testing.assert_array_equal(y, np.ones((1, 3), "float32"))
+
+
+# ---- Checkpoints
+
+
+@pytest.mark.parametrize("every", [1, 3, True])
+@pytest.mark.parametrize("layer_class", [SimpleRNN, LSTM, GRU])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"return_state": True, "go_backwards": True},
+        {"stateful": True},
+        {"return_sequences": True, "activity_regularizer": "l2", "kernel_regularizer": "l1"},
+        {"dropout": 0.5, "recurrent_dropout": 0.5, "seed": 1},
+    ],
+    ids=str,
+)
+def test_checkpoints_change_neither_outputs_nor_gradients_nor_kept_states(layer_class, options, every):
+    x = np.random.default_rng(0).standard_normal((3, 10, 4))
+    results = []
+    for checkpoint in (False, every):
+        layer = layer_class(5, dtype="float64", **({"seed": 1} | options))
+        for _ in range(2):  # a stateful layer begins the second time with the states of the first
+            outputs, tape = layer.forward(x, checkpoint=checkpoint)
+            gradients = layer.backward(random_gradients(outputs), tape)
+        results.append([outputs, layer.states, tape.losses, gradients])
+    np.testing.assert_equal(results[1][:3], results[0][:3])
+    assert_close(results[1][3], results[0][3], 1e-13)
+
+
+def test_a_tape_with_checkpoints_tells_the_gates():
+    lstm = LSTM(5)
+    x = np.random.default_rng(0).standard_normal((3, 10, 4)).astype("float32")
+    np.testing.assert_equal(lstm.forward(x, checkpoint=3)[1].gates(), lstm.forward(x)[1].gates())
+
+
+@pytest.mark.parametrize("checkpoint", [0, -1, 1.5, None])
+def test_checkpoint_must_be_true_or_a_number_of_steps(checkpoint):
+    with pytest.raises((TypeError, ValueError), match=r"^LSTM: the steps between checkpoints must be"):
+        LSTM(5).forward(np.ones((2, 3, 4), "float32"), checkpoint=checkpoint)

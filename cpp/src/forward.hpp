@@ -115,13 +115,15 @@ class ForwardPass {
         set_rows(stage, at, k, rows, scaled, x, operand);
         at.row = rows.begin;
         at.rows = rows.size();
+        const Index hoisted_row = together ? k % together : 0;
         for (Index block = mine.begin; block < mine.end; ++block) {
-          SumInputs<T> from = inputs_of(s, block);
+          at.unit = blocks.first(block);
+          const Index width = blocks.width(block);
+          SumInputs<T> from = inputs_of(s, at.unit);
           from.x = x;
           from.operand = operand;
-          from.hoisted = hoisted ? hoisted + hoisted_offset(stage, block, k % together) : nullptr;
-          from.hoisted_stride = together * stage.accumulators * blocks.width(block);
-          at.unit = blocks.first(block);
+          from.hoisted = hoisted ? hoisted + hoisted_offset(stage, at.unit, width, hoisted_row) : nullptr;
+          from.hoisted_stride = together * stage.accumulators * width;
           at.half = blocks.is_half(block);
           at.vectors = blocks.used(block);
           if (stage.fused && !scaled)
@@ -140,10 +142,10 @@ class ForwardPass {
     return true;
   }
 
-  /// What the sums of a block of units are made of beside their rows.
-  SumInputs<T> inputs_of(int s, Index block) const {
+  /// What the sums of a block of units, from unit `first` on, are made of beside their rows.
+  SumInputs<T> inputs_of(int s, Index first) const {
     const StageInfo<T>& stage = cell_.stage[s];
-    const Index first = stage.blocks(H_).first(block), depth = stage.recurrent_depth(H_);
+    const Index depth = stage.recurrent_depth(H_);
     SumInputs<T> from;
     from.bias = seq_.panels.bias[s] + first * stage.accumulators;
     from.kernel = seq_.panels.kernel[s] + first * I_ * stage.gates;
@@ -179,10 +181,9 @@ class ForwardPass {
       return 0;
     return smaller(kHoistedRows / rows, call_.time);
   }
-  /// Where the sums of `block` and chunk row `row` lie.
-  Index hoisted_offset(const StageInfo<T>& stage, Index block, Index row) const {
-    const Blocks<T> blocks = stage.blocks(H_);
-    return (blocks.first(block) * kHoistedRows + row * blocks.width(block)) * stage.accumulators;
+  /// Where the sums of chunk row `row` and the block of units from `first` on lie.
+  static Index hoisted_offset(const StageInfo<T>& stage, Index first, Index width, Index row) {
+    return (first * kHoistedRows + row * width) * stage.accumulators;
   }
 
   /// b + x.W of `steps` steps from t0, rows of a chunk in the order [row of the batch][step].
@@ -190,13 +191,13 @@ class ForwardPass {
     const StageInfo<T>& stage = cell_.stage[s];
     const Blocks<T> blocks = stage.blocks(H_);
     for (Index block = mine.begin; block < mine.end; ++block) {
-      const SumInputs<T> from = inputs_of(s, block);
-      const Index width = blocks.width(block);
+      const Index first = blocks.first(block), width = blocks.width(block);
+      const SumInputs<T> from = inputs_of(s, first);
       for (Index b = rows.begin; b < rows.end; ++b) {
         const Run<T> x{call_.x + t0 * call_.x_time_stride + b * call_.x_batch_stride, call_.x_time_stride, I_, 0};
         T* row[kHoistedRows];
         for (Index t = 0; t < steps; ++t) {
-          row[t] = to + hoisted_offset(stage, block, (b - rows.begin) * stride + t);
+          row[t] = to + hoisted_offset(stage, first, width, (b - rows.begin) * stride + t);
           copy(from.bias, row[t], stage.accumulators * width);
         }
         with_vectors<T, 1>(blocks.is_half(block), 1, [&](auto vector, auto) {

@@ -63,6 +63,7 @@ struct CellRowsBack {
 template <class T>
 struct StageInfo {
   int first_gate, gates, apart, accumulators, operand, parameters, first_slot, slots;
+  int vectors;  ///< per sum in a block of units: as many as a register tile has room for
   /// The sums of some rows, then the cell on them while they are in registers; null: not for this cell.
   void (*fused)(const SumInputs<T>& from, const CellRows<T>& at);
   /// The cell on finished sums [row][sum][vector] of a tile, which begins at row `first` of those at hand.
@@ -71,8 +72,7 @@ struct StageInfo {
 
   int recurrent_sum(int g) const { return g == apart ? gates : g; }
   int sums() const { return accumulators + parameters; }  ///< per unit, in what backward writes
-  /// The units are cut into blocks that hold, per sum, as many vectors as a register tile has room for.
-  Blocks<T> blocks(Index units) const { return {units, kTileVectors / accumulators}; }
+  Blocks<T> blocks(Index units) const { return {units, vectors}; }
   /// How many values per row the recurrent kernel multiplies.
   Index recurrent_depth(Index units) const { return operand == kNothing ? 0 : units; }
 };
@@ -320,6 +320,7 @@ constexpr StageInfo<T> stage_info() {
           S::parameters,
           S::first_slot,
           S::slots,
+          kTileVectors / S::accumulators,
           fused,
           cell_forward<Cell, S, T>,
           cell_backward<Cell, S, stage, T>};
