@@ -88,7 +88,7 @@ class Tape:
             "return_state": True,
         }
 
-    def _segment_tape(self, at: slice, states: Any) -> functional.Tape:
+    def _segment_tape(self, at: slice, states: Any) -> functional.AnyTape:
         """The tape of all steps of the segment that reads x[:, at]."""
         return functional.run_forward(self.weights, initial_state=states, **self._arguments(at))[1]
 

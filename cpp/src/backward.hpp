@@ -184,8 +184,6 @@ class BackwardRows {
   /// The cell's gradient at step t, for some blocks of units.
   void cell_backward(int s, const Chunk& chunk, Index t, Range rows, Range mine) {
     CellRowsBack<T> at;
-    at.row = chunk.rows.begin + rows.begin;
-    at.rows = rows.size();
     at.units = H_;
     at.parameters = seq_.panels.parameters;
     at.parameter_stride = seq_.panels.padded_units;
@@ -201,11 +199,9 @@ class BackwardRows {
     }
     const Blocks<T> blocks = cell_.stage[s].blocks(H_);
     for (Index block = mine.begin; block < mine.end; ++block) {
-      at.unit = blocks.first(block);
-      at.half = blocks.is_half(block);
-      at.vectors = blocks.used(block);
-      at.dsums = dsums(s, block, chunk.row(t, rows.begin));
-      cell_.stage[s].backward(at);
+      const Patch patch{chunk.rows.begin + rows.begin, rows.size(), blocks.first(block), blocks.used(block),
+                        blocks.is_half(block)};
+      cell_.stage[s].backward(at, patch, dsums(s, block, chunk.row(t, rows.begin)));
     }
   }
 

@@ -66,7 +66,7 @@ class ForwardPass {
     workspace_ = arena.size();
   }
 
-  /// What a cell sees of step k; rows and units are left open.
+  /// What a cell sees of step k.
   CellRows<T> step(Index k) const {
     CellRows<T> v;
     v.units = H_;
@@ -102,7 +102,7 @@ class ForwardPass {
     const Index together = hoisted_steps(all.size()), steps = seq_.schedule.steps(all);
     for (Index k = 0; k < steps; ++k) {
       const Range rows{all.begin, all.begin + seq_.schedule.active(all, k)};
-      CellRows<T> at = step(k);
+      const CellRows<T> at = step(k);
       for (int s = 0; s < cell_.stages; ++s) {
         const StageInfo<T>& stage = cell_.stage[s];
         const Blocks<T> blocks = stage.blocks(H_);
@@ -113,26 +113,22 @@ class ForwardPass {
         if (scaled) scale_operands(stage, at, k, rows, scaled);
         const T *x[kRowsAtOnce], *operand[kRowsAtOnce];
         set_rows(stage, at, k, rows, scaled, x, operand);
-        at.row = rows.begin;
-        at.rows = rows.size();
         const Index hoisted_row = together ? k % together : 0;
         for (Index block = mine.begin; block < mine.end; ++block) {
-          at.unit = blocks.first(block);
+          const Patch patch{rows.begin, rows.size(), blocks.first(block), blocks.used(block), blocks.is_half(block)};
           const Index width = blocks.width(block);
-          SumInputs<T> from = inputs_of(s, at.unit);
+          SumInputs<T> from = inputs_of(s, patch.unit);
           from.x = x;
           from.operand = operand;
-          from.hoisted = hoisted ? hoisted + hoisted_offset(stage, at.unit, width, hoisted_row) : nullptr;
+          from.hoisted = hoisted ? hoisted + hoisted_offset(stage, patch.unit, width, hoisted_row) : nullptr;
           from.hoisted_stride = together * stage.accumulators * width;
-          at.half = blocks.is_half(block);
-          at.vectors = blocks.used(block);
           if (stage.fused && !scaled)
-            stage.fused(from, at);
+            stage.fused(from, at, patch);
           else
             for_row_tiles({0, rows.size()}, [&](Index first, Index height) {
               alignas(64) T sums[kTileRows * kTileVectors * kLanes<Vec<T>>];
-              store_tile_sums(stage, from, first, height, at.half, at.vectors, gates_apart(), &sums[0]);
-              stage.forward(at, first, height, sums);
+              store_tile_sums(stage, from, first, height, patch.half, patch.vectors, gates_apart(), &sums[0]);
+              stage.forward(at, patch, first, height, sums);
             });
           if (!team.proceed(rows.size() * (I_ + H_) * stage.gates * kLanes<Vec<T>>)) return false;
         }

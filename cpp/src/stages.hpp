@@ -26,13 +26,19 @@ struct SumInputs {
   Index units;
 };
 
-/// Some units of some rows, as a cell's forward sees them in one step.
+/// Some rows and a block of units. (Apart from what stays the same for a whole step: what was just written field by
+/// field is slow to copy as a whole.)
+struct Patch {
+  Index row, rows, unit;
+  Index vectors;  ///< so many whole vectors of units,
+  bool half;      ///< or one half vector
+};
+
+/// One step as a cell's forward sees it.
 template <class T>
 struct CellRows {
-  Index row, rows, unit, units;  ///< the first of those at hand; units of the whole layer
-  bool half;                     ///< the units at hand are one half vector,
-  Index vectors;                 ///< or so many whole ones
-  const T* parameters;           ///< of all units, one vector of them parameter_stride after the other
+  Index units;          ///< of the whole layer
+  const T* parameters;  ///< of all units, one vector of them parameter_stride after the other
   Index parameter_stride;
   const Activation* activations;
   Rows<const T> prev[kMaxStates];  ///< the states before the step
@@ -45,9 +51,7 @@ struct CellRows {
 /// The same for backward.
 template <class T>
 struct CellRowsBack {
-  Index row, rows, unit, units;
-  bool half;
-  Index vectors;
+  Index units;
   const T* parameters;
   Index parameter_stride;
   const Activation* activations;
@@ -55,8 +59,7 @@ struct CellRowsBack {
   CallRows<const T> dy, factors;  ///< false: none
   Rows<T> d[kMaxStates];
   Rows<const T> doperand;
-  Index d_row;  ///< row number of `row` in d and doperand
-  T* dsums;     ///< written [row][sum][vector]
+  Index d_row;  ///< row number of the first row at hand in d and doperand
 };
 
 /// A stage of a cell. See cells/cell.hpp for the numbers.
@@ -65,10 +68,11 @@ struct StageInfo {
   int first_gate, gates, apart, accumulators, operand, parameters, first_slot, slots;
   int vectors;  ///< per sum in a block of units: as many as a register tile has room for
   /// The sums of some rows, then the cell on them while they are in registers; null: not for this cell.
-  void (*fused)(const SumInputs<T>& from, const CellRows<T>& at);
+  void (*fused)(const SumInputs<T>& from, const CellRows<T>& at, const Patch& patch);
   /// The cell on finished sums [row][sum][vector] of a tile, which begins at row `first` of those at hand.
-  void (*forward)(const CellRows<T>& at, Index first, Index rows, const T* sums);
-  void (*backward)(const CellRowsBack<T>& at);
+  void (*forward)(const CellRows<T>& at, const Patch& patch, Index first, Index rows, const T* sums);
+  /// Writes dsums [row][sum][vector].
+  void (*backward)(const CellRowsBack<T>& at, const Patch& patch, T* dsums);
 
   int recurrent_sum(int g) const { return g == apart ? gates : g; }
   int sums() const { return accumulators + parameters; }  ///< per unit, in what backward writes
@@ -209,30 +213,33 @@ FASTRNN_INLINE void finish_group(const CellRows<T>& at, Index row, Index unit,
 }
 
 template <class Cell, class S, class T>
-void cell_forward(const CellRows<T>& rows_at_hand, Index first, Index rows, const T* sums) {
-  const CellRows<T> at = rows_at_hand;
-  with_vectors<T, 1>(at.half, 1, [&](auto vector, auto) {
-    using V = decltype(vector);
-    constexpr Index L = kLanes<V>;
-    const Index row_stride = S::accumulators * at.vectors * L;
-    const auto group = [&](Index r, auto rows_here) FASTRNN_ALWAYS {
-      constexpr int R = rows_here();
-      for (Index n = 0; n < at.vectors; ++n) {
-        Group<V, R> a[S::accumulators];
-        for (int i = 0; i < S::accumulators; ++i)
-          for (int g = 0; g < R; ++g) a[i].v[g] = load<V>(sums + (r + g) * row_stride + (i * at.vectors + n) * L);
-        finish_group<Cell, S>(at, at.row + first + r, at.unit + n * L, a);
-      }
-    };
-    Index r = 0;
-    for (; r + kGroupRows <= rows; r += kGroupRows) group(r, std::integral_constant<int, kGroupRows>());
-    for (; r < rows; ++r) group(r, std::integral_constant<int, 1>());
-  });
+void cell_forward(const CellRows<T>& step, const Patch& patch, Index first, Index rows, const T* sums) {
+  const CellRows<T> at = step;
+  with_vectors<T, 1>(patch.half, 1,
+                     [&, row = patch.row + first, unit = patch.unit, vectors = patch.vectors](auto vector, auto) {
+                       using V = decltype(vector);
+                       constexpr Index L = kLanes<V>;
+                       const Index row_stride = S::accumulators * vectors * L;
+                       const auto group = [&](Index r, auto rows_here) FASTRNN_ALWAYS {
+                         constexpr int R = rows_here();
+                         for (Index n = 0; n < vectors; ++n) {
+                           Group<V, R> a[S::accumulators];
+                           for (int i = 0; i < S::accumulators; ++i)
+                             for (int g = 0; g < R; ++g)
+                               a[i].v[g] = load<V>(sums + (r + g) * row_stride + (i * vectors + n) * L);
+                           finish_group<Cell, S>(at, row + r, unit + n * L, a);
+                         }
+                       };
+                       Index r = 0;
+                       for (; r + kGroupRows <= rows; r += kGroupRows)
+                         group(r, std::integral_constant<int, kGroupRows>());
+                       for (; r < rows; ++r) group(r, std::integral_constant<int, 1>());
+                     });
 }
 
 /// The cell on rows m … M - 1 of a tile in registers, a few of them at a time.
 template <class Cell, class S, class V, int N, int M, int m, class T>
-FASTRNN_INLINE void finish_tile(const CellRows<T>& at, Index first, const V (&sums)[M][S::accumulators * N]) {
+FASTRNN_INLINE void finish_tile(const CellRows<T>& at, Index row, Index unit, const V (&sums)[M][S::accumulators * N]) {
   if constexpr (m < M) {
     constexpr int groups = (M - m + kGroupRows - 1) / kGroupRows, R = (M - m + groups - 1) / groups;
 #pragma GCC unroll 8
@@ -240,23 +247,23 @@ FASTRNN_INLINE void finish_tile(const CellRows<T>& at, Index first, const V (&su
       Group<V, R> a[S::accumulators];
       for (int i = 0; i < S::accumulators; ++i)
         for (int r = 0; r < R; ++r) a[i].v[r] = sums[m + r][i * N + n];
-      finish_group<Cell, S>(at, at.row + first + m, at.unit + n * kLanes<V>, a);
+      finish_group<Cell, S>(at, row + m, unit + n * kLanes<V>, a);
     }
-    finish_tile<Cell, S, V, N, M, m + R>(at, first, sums);
+    finish_tile<Cell, S, V, N, M, m + R>(at, row, unit, sums);
   }
 }
 
 template <class Cell, class S, class T>
-void fused_rows(const SumInputs<T>& from, const CellRows<T>& rows_at_hand) {
-  const CellRows<T> at = rows_at_hand;
-  with_vectors<T, kTileVectors / S::accumulators>(at.half, at.vectors, [&](auto vector, auto n) {
+void fused_rows(const SumInputs<T>& from, const CellRows<T>& step, const Patch& patch) {
+  const CellRows<T> at = step;
+  with_vectors<T, kTileVectors / S::accumulators>(patch.half, patch.vectors, [&](auto vector, auto n) {
     using V = decltype(vector);
-    for_row_tiles({0, at.rows}, [&](Index first, Index rows) {
+    for_row_tiles({0, patch.rows}, [&, row = patch.row, unit = patch.unit](Index first, Index rows) {
       with_constant<kTileRows>(rows, [&](auto height) {
         constexpr int N = n(), M = height();
         V sums[M][S::accumulators * N];
         tile_sums<S::gates, S::apart, V, N, M, false>(sums, from, first);
-        finish_tile<Cell, S, V, N, M, 0>(at, first, sums);
+        finish_tile<Cell, S, V, N, M, 0>(at, row + first, unit, sums);
       });
     });
   });
@@ -265,23 +272,24 @@ void fused_rows(const SumInputs<T>& from, const CellRows<T>& rows_at_hand) {
 // ---- Backward
 
 template <class Cell, class S, int stage, class T>
-void cell_backward(const CellRowsBack<T>& rows_at_hand) {
-  const CellRowsBack<T> at = rows_at_hand;
+void cell_backward(const CellRowsBack<T>& step, const Patch& patch, T* dsums) {
+  const CellRowsBack<T> at = step;
+  const Index first_row = patch.row, rows = patch.rows, first_unit = patch.unit, vectors = patch.vectors;
   constexpr int states = Cell::traits.states, saved = Cell::traits.tape_slots - states;
   constexpr int sums = S::accumulators + S::parameters;
   constexpr bool last = S::first_slot + S::slots == saved;
   const typename Cell::Activations functions(at.activations);
-  with_vectors<T, 1>(at.half, 1, [&](auto vector, auto) {
+  with_vectors<T, 1>(patch.half, 1, [&](auto vector, auto) {
     using V = decltype(vector);
     constexpr Index L = kLanes<V>;
-    for (Index n = 0; n < at.vectors; ++n) {
-      const Index unit = at.unit + n * L;
+    for (Index n = 0; n < vectors; ++n) {
+      const Index unit = first_unit + n * L;
       const First<V> valid = at.units - unit;
-      T* out = at.dsums + n * L;
+      T* out = dsums + n * L;
       V parameter[S::parameters + 1];
       for (int i = 0; i < S::parameters; ++i) parameter[i] = load<V>(at.parameters + i * at.parameter_stride + unit);
-      for (Index b = 0; b < at.rows; ++b, out += sums * at.vectors * L) {
-        const Index row = at.row + b;
+      for (Index b = 0; b < rows; ++b, out += sums * vectors * L) {
+        const Index row = first_row + b;
         const T* const from = at.slots[row] + unit;
         V slot[saved + 1], prev[states], next[states], d[states], da[sums];
         for (int i = 0; i < saved; ++i) slot[i] = load<V>(from + i * at.units, valid);
@@ -298,7 +306,7 @@ void cell_backward(const CellRowsBack<T>& rows_at_hand) {
         if (scaled) prev[0] = mul(prev[0], factor);
         S::backward(functions, parameter, slot, prev, next, d, doperand, da);
         if (scaled) d[0] = mul(d[0], factor);
-        for (int i = 0; i < sums; ++i) store(out + i * at.vectors * L, da[i]);
+        for (int i = 0; i < sums; ++i) store(out + i * vectors * L, da[i]);
         if (stage == 0)
           for (int i = 0; i < states; ++i) store(at.d[i][at.d_row + b] + unit, d[i], valid);
       }
@@ -310,7 +318,7 @@ void cell_backward(const CellRowsBack<T>& rows_at_hand) {
 
 template <class Cell, class T, class S, int stage>
 constexpr StageInfo<T> stage_info() {
-  void (*fused)(const SumInputs<T>&, const CellRows<T>&) = nullptr;
+  void (*fused)(const SumInputs<T>&, const CellRows<T>&, const Patch&) = nullptr;
   if constexpr (Cell::Activations::standard) fused = fused_rows<Cell, S, T>;
   return {S::first_gate,
           S::gates,
