@@ -80,11 +80,8 @@ def test_norms_are_those_of_the_hidden_gradients(cell, dtype):
 
 @pytest.mark.parametrize(("factor", "grows"), [(0.5, False), (2.0, True)])
 def test_norms_show_vanishing_and_exploding(factor, grows):
-    weights = functional.Weights(
-        "simple_rnn",
-        np.zeros((I, H)),
-        factor * np.eye(H),
-        activations=functional.activation_codes(*["linear"] * 3),
+    weights = functional.make_weights(
+        "simple_rnn", np.zeros((I, H)), factor * np.eye(H), None, ("linear",) * 3, "here"
     )
     y, tape = checkpoint.run_forward(weights, np.zeros((1, T, I)), every=True)
     norms = inspection.gradient_norms(np.ones_like(y), tape)[0]

@@ -263,7 +263,8 @@ void wrong_arguments_throw() {
   call.time = 1;
   check_throws([&] { forward(PackedWeights<float>(p.weights(), Pass::backward), call); }, "packed for Pass::forward");
   call.x = nullptr;
-  check_throws([&] { forward(PackedWeights<float>(p.weights()), call); }, "x must not be null");
+  check_throws([&] { forward(PackedWeights<float>(p.weights()), call); },
+               "x, or with ids the embedding, must not be null");
   Weights<float> weights = p.weights();
   weights.units = 0;
   check_throws([&] { PackedWeights<float>{weights}; }, "units must be at least 1");
