@@ -784,7 +784,7 @@ class _Recurrent(KeepsStates):
         """What a call hands to the functional layer beside x, the states and what every call does."""
         options: dict[str, Any] = {}
         if mask is not None:
-            options["mask"] = np.asarray(mask)
+            options["mask"] = mask if isinstance(mask, ndarray) else np.asarray(mask)
         if lengths is not None and x.ndim == 3:  # the core refuses all others
             options["lengths"] = lengths
         if options and self.zero_output_for_mask:

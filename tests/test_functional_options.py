@@ -200,6 +200,49 @@ def test_ids_of_an_embedding_equal_its_rows(isa, cell, dtype, shared):
         assert_close(functional.embedding_gradient(ids, gradients.x, 7), dense, 1e-5)
 
 
+def test_ids_and_masks_may_change_before_backward():
+    """They are copied: nothing that was not checked is ever read."""
+    rng = np.random.default_rng(0)
+    _, weights, _, _ = random_problem(CASES["lstm"], 3, 6, 4, 5, "float32", rng)
+    embedding, ids = rng.standard_normal((7, 4)).astype("float32"), rng.integers(0, 7, (3, 6))
+    mask = rng.random((3, 6)) < 0.5
+    outputs, tape = functional.lstm_forward(ids, *weights, embedding=embedding, mask=mask)
+    expected = functional.lstm_backward(
+        np.ones_like(outputs), functional.lstm_forward(ids, *weights, embedding=embedding, mask=mask)[1]
+    )
+    ids[:], mask[:] = 10**11, True
+    assert_close(functional.lstm_backward(np.ones_like(outputs), tape), expected, 0)
+
+
+@pytest.mark.parametrize("name", sorted(activations.NAMES))
+@pytest.mark.parametrize("clip", [None, 0.75])
+def test_activations_at_their_limits_equal_those_in_python(isa, dtype, name, clip):
+    """Kinks, clips, large values, NaN: values everywhere, gradients where they are finite."""
+    activation = activations.Activation(name, clip=clip)
+    a = np.array(
+        [0.0, 0.75, -0.75, 0.5, -0.5, 1.0, -1.0, 3.5, -3.5, 7.0, 50.0, -50.0, np.inf, -np.inf, np.nan]
+    )
+    a = a.astype(dtype)
+    one, none = np.ones((1, 1), dtype), np.zeros((1, 1), dtype)
+    outputs, tape = functional.simple_rnn_forward(a[:, None, None], one, none, activation=activation)
+    rtol = 1e-12 if dtype == "float64" else 2e-6
+    np.testing.assert_allclose(outputs[:, 0], activation(a), rtol=rtol, atol=rtol)
+    dx = functional.simple_rnn_backward(np.ones_like(outputs), tape).x[:, 0, 0]
+    finite = np.isfinite(a)
+    np.testing.assert_allclose(
+        dx[finite], activation.gradient(a, np.ones_like(a))[finite], rtol=rtol, atol=rtol
+    )
+
+
+@pytest.mark.parametrize("threads", [-1, -(2**31)])
+def test_negative_threads_are_refused(threads):
+    x, weights, _, _ = random_problem(CASES["lstm"], 3, 5, 2, 4, "float32", 0)
+    with pytest.raises(
+        ValueError, match=r"functional\.lstm: threads must be at least 1, or 0 for get_num_threads"
+    ):
+        functional.lstm(x, *weights, threads=threads)
+
+
 @pytest.mark.parametrize(
     ("ids", "embedding", "error", "message"),
     [

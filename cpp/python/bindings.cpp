@@ -547,7 +547,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     if (ids.ndim() != 2)
       throw py::value_error(text(name, ": x must have shape [batch, time], ids that an embedding is given for, got ",
                                  to_text(shape_of(ids))));
-    return contiguous<Index>(ids.attr("astype")("int64", py::arg("copy") = false));
+    return ids.attr("astype")("int64", "C");  // a copy: what is checked is what is used, in backward too
   }
   void require_ids(const py::array& ids, const Options& options) const {
     const Index rows = py::array(options.embedding).shape(0);
@@ -624,6 +624,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
         throw py::type_error(text(name, ": mask must be an array of bool, True where there is a step, got ",
                                   dtype_text(mask), "; convert it with mask.astype(bool)"));
       require_shape(mask, Shape{B, steps}, name, "mask", "batch, time");
+      options.mask = copied(mask);  // what forward leaves out backward does not read
     }
     const auto factors = [&](const py::object& object, const char* of, Index n, bool shared) -> py::object {
       if (object.is_none()) return object;
@@ -823,6 +824,11 @@ bool flag(py::handle object, const std::string& where, const char* name) {
   throw py::type_error(text(where, ": ", name, " must be True or False, got ", type_name(object)));
 }
 
+void require_threads(int threads, const std::string& where) {
+  if (threads < 0)
+    throw py::value_error(text(where, ": threads must be at least 1, or 0 for get_num_threads(), got ", threads));
+}
+
 /// Functions take the holder, not a reference: pybind11 refuses it for an object that was made without its constructor.
 using Held = std::shared_ptr<Weights>;
 
@@ -831,6 +837,7 @@ py::tuple forward(const Held& weights, py::handle x, py::handle initial_state, p
                   py::handle zero_output_for_mask, const py::object& dropout_mask,
                   const py::object& recurrent_dropout_mask, const py::object& embedding, int threads) {
   const std::string& where = weights->name;
+  require_threads(threads, where);
   const Options options{mask,
                         dropout_mask,
                         recurrent_dropout_mask,
@@ -847,6 +854,7 @@ py::tuple backward(py::handle dy, py::handle tape_in, int threads) {
     throw py::type_error(
         text("functional.run_backward: tape must be the Tape that a forward pass returned, got ", type_name(tape_in)));
   Tape& tape = *py::cast<std::shared_ptr<Tape>>(tape_in);
+  require_threads(threads, tape.weights ? tape.weights->name : "functional.run_backward");
   if (tape.consumed)
     throw std::runtime_error(tape.weights->name +
                              ".backward: the tape was already used; run forward again for another gradient");

@@ -197,7 +197,7 @@ class ChosenActivation {
       case ActivationKind::scaled_tanh:
         return mul(p, tanh(mul(q, a)));
       case ActivationKind::thresholded_relu:
-        return if_above(a, f_.alpha, a, zero<V>());
+        return if_above(a, f_.alpha, a, mul(clamp(a, -1, 1), zero<V>()));  // NaN stays NaN
       case ActivationKind::soft_shrink:
         return sub(a, clamp(a, -f_.alpha, f_.alpha));
       case ActivationKind::hard_shrink:
@@ -276,7 +276,7 @@ class ChosenActivation {
       }
       __builtin_unreachable();
     }();
-    return clipped_ ? if_between(sum, -f_.clip, f_.clip, at_a, none) : at_a;
+    return clipped_ ? if_above(sum, f_.clip, none, if_above(negate(sum), f_.clip, none, at_a)) : at_a;
   }
 
   template <class V>

@@ -161,7 +161,7 @@ struct Call {
   const T* x;  ///< read [B, T, I]; null with ids
   std::int64_t x_batch_stride, x_time_stride;
   /// Read [B, T], with the strides of x, each from 0 on; null: none. The input of a step is then row `id` of embedding,
-  /// read [any, I], contiguous. Masked ids are not read.
+  /// read [any, I], contiguous. Masked ids are not read; nothing checks the others.
   const std::int64_t* ids = nullptr;
   const T* embedding = nullptr;
   const T* initial_state[kMaxStates] = {};  ///< read [B, H] each; null: zeros
