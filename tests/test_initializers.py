@@ -222,7 +222,10 @@ def test_random_numbers_have_the_distribution_of_keras(name):
     assert abs(ours.mean()) < 0.002 and abs(theirs.mean()) < 0.002
     assert ours.std() == pytest.approx(theirs.std(), rel=0.03)
     if name != "random_normal":  # which has no end
-        assert np.abs(ours).max() == pytest.approx(np.abs(theirs).max(), rel=2e-3)
+        assert np.abs(ours).max() <= {"random_uniform": 0.05, "truncated_normal": 2 * 0.05}[name]
+        # Keras on PyTorch lets a number in a million beyond its end.
+        ends = [np.quantile(np.abs(values), 0.999) for values in (ours, theirs)]
+        assert ends[0] == pytest.approx(ends[1], rel=1e-2)
 
 
 def test_every_name_of_keras_is_known_but_stft():
