@@ -72,6 +72,7 @@ def test_values_that_are_not_finite_are_drawn(tmp_path):
     values[0, 3], values[0, 4] = np.nan, np.inf
     plot.gates({"f": values, "c": np.full((1, T, H), np.nan)}).savefig(tmp_path / "gates.png")
     plot.gradient_norms(values[0]).savefig(tmp_path / "norms.png")
+    assert (tmp_path / "gates.png").stat().st_size > 1000 and (tmp_path / "norms.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

@@ -31,15 +31,20 @@ FASTRNN_INLINE V tanh_gradient(const V& t, const V& d) {
   return mul(d, fma(negate(t), t, one<V>()));
 }
 
-struct Sigmoid {
-  explicit Sigmoid(const Activation&) {}
-  template <class V>
-  FASTRNN_INLINE V save(const V& a) const {
-    return sigmoid(a);
-  }
+/// An activation that is saved as its value.
+struct SavedAsValue {
+  explicit SavedAsValue(const Activation&) {}
   template <class V>
   FASTRNN_INLINE V value(const V& saved) const {
     return saved;
+  }
+};
+
+struct Sigmoid : SavedAsValue {
+  using SavedAsValue::SavedAsValue;
+  template <class V>
+  FASTRNN_INLINE V save(const V& a) const {
+    return sigmoid(a);
   }
   template <class V>
   FASTRNN_INLINE V gradient(const V&, const V& value, const V& d) const {
@@ -47,15 +52,11 @@ struct Sigmoid {
   }
 };
 
-struct Tanh {
-  explicit Tanh(const Activation&) {}
+struct Tanh : SavedAsValue {
+  using SavedAsValue::SavedAsValue;
   template <class V>
   FASTRNN_INLINE V save(const V& a) const {
     return tanh(a);
-  }
-  template <class V>
-  FASTRNN_INLINE V value(const V& saved) const {
-    return saved;
   }
   template <class V>
   FASTRNN_INLINE V gradient(const V&, const V& value, const V& d) const {

@@ -215,26 +215,24 @@ FASTRNN_INLINE void finish_group(const CellRows<T>& at, Index row, Index unit,
 template <class Cell, class S, class T>
 void cell_forward(const CellRows<T>& step, const Patch& patch, Index first, Index rows, const T* sums) {
   const CellRows<T> at = step;
-  with_vectors<T, 1>(patch.half, 1,
-                     [&, row = patch.row + first, unit = patch.unit, vectors = patch.vectors](auto vector, auto) {
-                       using V = decltype(vector);
-                       constexpr Index L = kLanes<V>;
-                       const Index row_stride = S::accumulators * vectors * L;
-                       const auto group = [&](Index r, auto rows_here) FASTRNN_ALWAYS {
-                         constexpr int R = rows_here();
-                         for (Index n = 0; n < vectors; ++n) {
-                           Group<V, R> a[S::accumulators];
-                           for (int i = 0; i < S::accumulators; ++i)
-                             for (int g = 0; g < R; ++g)
-                               a[i].v[g] = load<V>(sums + (r + g) * row_stride + (i * vectors + n) * L);
-                           finish_group<Cell, S>(at, row + r, unit + n * L, a);
-                         }
-                       };
-                       Index r = 0;
-                       for (; r + kGroupRows <= rows; r += kGroupRows)
-                         group(r, std::integral_constant<int, kGroupRows>());
-                       for (; r < rows; ++r) group(r, std::integral_constant<int, 1>());
-                     });
+  const Index row = patch.row + first, unit = patch.unit, vectors = patch.vectors;
+  with_vectors<T, 1>(patch.half, 1, [&](auto vector, auto) {
+    using V = decltype(vector);
+    constexpr Index L = kLanes<V>;
+    const Index row_stride = S::accumulators * vectors * L;
+    const auto group = [&](Index r, auto rows_here) FASTRNN_ALWAYS {
+      constexpr int R = rows_here();
+      for (Index n = 0; n < vectors; ++n) {
+        Group<V, R> a[S::accumulators];
+        for (int i = 0; i < S::accumulators; ++i)
+          for (int g = 0; g < R; ++g) a[i].v[g] = load<V>(sums + (r + g) * row_stride + (i * vectors + n) * L);
+        finish_group<Cell, S>(at, row + r, unit + n * L, a);
+      }
+    };
+    Index r = 0;
+    for (; r + kGroupRows <= rows; r += kGroupRows) group(r, std::integral_constant<int, kGroupRows>());
+    for (; r < rows; ++r) group(r, std::integral_constant<int, 1>());
+  });
 }
 
 /// The cell on rows m … M - 1 of a tile in registers, a few of them at a time.

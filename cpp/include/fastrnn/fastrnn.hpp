@@ -47,7 +47,7 @@ struct CellTraits {
   int states;      ///< h, or h and c
   int bias_rows;   ///< the bias has bias_rows * G*H elements
   int parameters;  ///< P: vectors of H per-unit parameters
-  int tape_slots;  ///< of the cell's own activations; tape_slots() says it of a call
+  int tape_slots;  ///< of a tape with sigmoid and tanh; tape_slots() says it of any weights
 };
 CellTraits cell_traits(Cell cell);
 Cell cell_from_name(const std::string& name);  ///< "simple_rnn", "lstm" …

@@ -36,27 +36,10 @@ struct Stage {
   static constexpr int first_gate = first_gate_, gates = gates_, apart = apart_;
   static constexpr int accumulators = gates + (apart >= 0);
   static constexpr int operand = kHidden, parameters = 0;
-  static constexpr int recurrent_sum(int g) { return g == apart ? gates : g; }
 };
 
 template <class... S>
-struct StageList {
-  static constexpr int count = sizeof...(S);
-};
-
-/// f(stage, index) for every stage: first to last, or last to first.
-template <class F, class... S>
-FASTRNN_INLINE void for_each_stage(StageList<S...>, F&& f) {
-  int index = 0;
-  (f(S{}, index++), ...);
-}
-template <class F>
-FASTRNN_INLINE void for_each_stage_reversed(StageList<>, F&&, int = 0) {}
-template <class F, class First, class... Rest>
-FASTRNN_INLINE void for_each_stage_reversed(StageList<First, Rest...>, F&& f, int index = 0) {
-  for_each_stage_reversed(StageList<Rest...>{}, f, index + 1);
-  f(First{}, index);
-}
+struct StageList {};
 
 }  // namespace
 }  // namespace FASTRNN_ISA
