@@ -32,6 +32,8 @@ class Weights:
     @property
     def dtype(self) -> np.dtype[Any]: ...
     @property
+    def tape_slots(self) -> int: ...
+    @property
     def activations(self) -> list[tuple[int, float, float, float]]: ...
     @property
     def arrays(self) -> list[_Array]: ...
@@ -55,8 +57,7 @@ class Tape:
 def forward(
     weights: Weights,
     x: _Array,
-    initial_state: _States = None,
-    *,
+    initial_state: _States,
     return_sequences: bool,
     return_state: bool,
     go_backwards: bool,
@@ -66,8 +67,24 @@ def forward(
     dropout_mask: _Array | None,
     recurrent_dropout_mask: _Array | None,
     embedding: _Array | None,
+    out: _Array | None,
     threads: int,
 ) -> tuple[_Array, tuple[_Array, ...], Tape | None]: ...
+def restore_tape(
+    weights: Weights,
+    saved: _Array,
+    x: _Array,
+    initial_state: _States = None,
+    *,
+    return_sequences: bool,
+    return_state: bool,
+    go_backwards: bool,
+    mask: _Array | None,
+    zero_output_for_mask: bool,
+    dropout_mask: _Array | None,
+    recurrent_dropout_mask: _Array | None,
+    embedding: _Array | None,
+) -> Tape: ...
 def backward(
     dy: _Array | Sequence[_Array | None] | None, tape: Tape, threads: int
 ) -> tuple[_Array, list[_Array], list[_Array]]: ...
@@ -77,6 +94,7 @@ def step(
 def tanh(x: _Array) -> _Array: ...
 def sigmoid(x: _Array) -> _Array: ...
 def measure_limit(limit: str, dtype: str, threads: int, bytes: int = 1) -> float: ...
+def kernel_calls() -> dict[str, dict[str, int]]: ...
 def num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def release_memory() -> None: ...

@@ -104,20 +104,52 @@ def forward(
     weights: CustomWeights,
     x: Array,
     initial_state: States,
-    *,
+    return_sequences: bool,
+    return_state: bool,
+    go_backwards: bool,
     training: bool,
+    mask: Array | None,
+    zero_output_for_mask: bool,
+    dropout_mask: Array | None,
+    recurrent_dropout_mask: Array | None,
     embedding: Array | None,
+    out: Array | None,
     threads: int,
-    **options: Any,
 ) -> tuple[Array, tuple[Array, ...], CustomTape | None]:
-    """What the kernels' forward does."""
+    """What the kernels' forward does; `out` is written to after the callables have returned."""
     _, _, core = _core.forward(
-        weights.core, x, initial_state, training=training, embedding=embedding, threads=threads, **options
+        weights.core,
+        x,
+        initial_state,
+        return_sequences,
+        return_state,
+        go_backwards,
+        training,
+        mask,
+        zero_output_for_mask,
+        dropout_mask,
+        recurrent_dropout_mask,
+        embedding,
+        out,
+        threads,
     )
     if embedding is not None:
         x = embedding.take(x, axis=0, mode="clip")  # ids that are no rows are left at masked steps alone
-    outputs, saved = weights.run(x, initial_state, **options)
-    y, *states = outputs if options["return_state"] else (outputs,)
+    outputs, saved = weights.run(
+        x,
+        initial_state,
+        return_sequences=return_sequences,
+        return_state=return_state,
+        go_backwards=go_backwards,
+        mask=mask,
+        zero_output_for_mask=zero_output_for_mask,
+        dropout_mask=dropout_mask,
+        recurrent_dropout_mask=recurrent_dropout_mask,
+    )
+    y, *states = outputs if return_state else (outputs,)
+    if out is not None:
+        out[...] = y
+        y = out
     return y, tuple(states), None if core is None else CustomTape(core, saved, weights)
 
 

@@ -63,6 +63,9 @@ class Options(TypedDict, total=False):
     """Also return the final states."""
     go_backwards: bool
     """Read x and the mask from the last step to the first; outputs stay in the order in which they are computed."""
+    out: Array | None
+    """[B, T, H], with the units of a step next to each other: what the outputs are written to with return_sequences; y is
+    then this array. It may be a part of a larger one, and with time first if it is transposed."""
     threads: int
     """The most threads that this call may use; 0: get_num_threads()."""
 
@@ -81,49 +84,22 @@ class Gradients(NamedTuple):
 # ---- On weights that are prepared once and used often: for layers and bridges
 
 
-def run(
-    weights: AnyWeights,
-    x: Array,
-    initial_state: States = None,
-    *,
-    mask: Array | None = None,
-    lengths: ArrayLike | None = None,
-    zero_output_for_mask: bool = False,
-    dropout_mask: Array | None = None,
-    recurrent_dropout_mask: Array | None = None,
-    embedding: Array | None = None,
-    return_sequences: bool = False,
-    return_state: bool = False,
-    go_backwards: bool = False,
-    threads: int = 0,
-) -> Outputs:
+def run(weights: AnyWeights, x: Array, **options: Unpack[Options]) -> Outputs:
     """Run inference with prepared weights; see `Options` for the arguments."""
-    if lengths is not None:
-        mask = mask_of(weights.name, lengths, mask, x)
-    run_cell: Any = custom.forward if weights.__class__ is CustomWeights else _core.forward
-    y, states, _ = run_cell(
-        weights,
-        x,
-        initial_state,
-        return_sequences=return_sequences,
-        return_state=return_state,
-        go_backwards=go_backwards,
-        training=False,
-        mask=mask,
-        zero_output_for_mask=zero_output_for_mask,
-        dropout_mask=dropout_mask,
-        recurrent_dropout_mask=recurrent_dropout_mask,
-        embedding=embedding,
-        threads=threads or runtime.limit.threads,
-    )
-    return (y, *states) if return_state else y
+    return _run(weights, x, False, **options)[0]
 
 
-def run_forward(
+def run_forward(weights: AnyWeights, x: Array, **options: Unpack[Options]) -> tuple[Outputs, AnyTape]:
+    """Run a forward pass with prepared weights and keep a tape; see `Options` for the arguments."""
+    return _run(weights, x, True, **options)
+
+
+def _run(
     weights: AnyWeights,
     x: Array,
-    initial_state: States = None,
+    training: bool,
     *,
+    initial_state: States = None,
     mask: Array | None = None,
     lengths: ArrayLike | None = None,
     zero_output_for_mask: bool = False,
@@ -133,9 +109,9 @@ def run_forward(
     return_sequences: bool = False,
     return_state: bool = False,
     go_backwards: bool = False,
+    out: Array | None = None,
     threads: int = 0,
-) -> tuple[Outputs, AnyTape]:
-    """Run a forward pass with prepared weights and keep a tape; see `Options` for the arguments."""
+) -> tuple[Outputs, Any]:
     if lengths is not None:
         mask = mask_of(weights.name, lengths, mask, x)
     run_cell: Any = custom.forward if weights.__class__ is CustomWeights else _core.forward
@@ -143,18 +119,63 @@ def run_forward(
         weights,
         x,
         initial_state,
-        return_sequences=return_sequences,
-        return_state=return_state,
-        go_backwards=go_backwards,
-        training=True,
+        return_sequences,
+        return_state,
+        go_backwards,
+        training,
+        mask,
+        zero_output_for_mask,
+        dropout_mask,
+        recurrent_dropout_mask,
+        embedding,
+        out,
+        threads or runtime.limit.threads,
+    )
+    return ((y, *states) if return_state else y), tape
+
+
+def restore_tape(
+    weights: Weights,
+    saved: Array,
+    x: Array,
+    initial_state: States = None,
+    *,
+    mask: Array | None = None,
+    zero_output_for_mask: bool = False,
+    dropout_mask: Array | None = None,
+    recurrent_dropout_mask: Array | None = None,
+    embedding: Array | None = None,
+    return_sequences: bool = False,
+    return_state: bool = False,
+    go_backwards: bool = False,
+) -> Tape:
+    """Make the tape of a forward pass again from its array `tape.saved`, and from what the pass was given.
+
+    For frameworks that keep arrays alone between forward and backward.
+
+    Args:
+        weights: Of the same values, cell and activations.
+        saved: `saved` of the tape that `run_forward` returned, [B, T, weights.tape_slots, H].
+        x, initial_state: What `run_forward` was given; so are the other arguments, see `Options`.
+
+    Raises:
+        TypeError: An array is not of the weights' dtype.
+        ValueError: A shape does not fit.
+    """
+    return _core.restore_tape(
+        weights,
+        saved,
+        x,
+        initial_state,
         mask=mask,
         zero_output_for_mask=zero_output_for_mask,
         dropout_mask=dropout_mask,
         recurrent_dropout_mask=recurrent_dropout_mask,
         embedding=embedding,
-        threads=threads or runtime.limit.threads,
+        return_sequences=return_sequences,
+        return_state=return_state,
+        go_backwards=go_backwards,
     )
-    return ((y, *states) if return_state else y), tape
 
 
 def run_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0) -> Gradients:

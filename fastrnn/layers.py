@@ -209,7 +209,7 @@ class _Recurrent(KeepsStates):
         outputs = functional.run(
             packed,
             x,
-            initial_state,
+            initial_state=initial_state,
             return_sequences=self.return_sequences,
             return_state=self.return_state or stateful,
             go_backwards=self.go_backwards,
@@ -256,7 +256,7 @@ class _Recurrent(KeepsStates):
         outputs, core = run(
             packed,
             x,
-            initial_state,
+            initial_state=initial_state,
             return_sequences=self.return_sequences,
             return_state=return_state or stateful,
             go_backwards=self.go_backwards,
@@ -351,7 +351,7 @@ class _Recurrent(KeepsStates):
         if not needed <= masks.keys():
             masks.update(self._dropout_masks(x) | masks)
         options: dict[str, Any] = {"return_state": True, **masks}
-        _, *new = functional.run(packed, x[:, None], states, **options)
+        _, *new = functional.run(packed, x[:, None], initial_state=states, **options)
         return new[0], new
 
     # ---- weights

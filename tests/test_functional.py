@@ -310,7 +310,7 @@ def test_prepared_weights_may_be_used_again_and_on_another_instruction_set(dtype
     for isa in [*fastrnn.available_isas(), fastrnn.available_isas()[0]]:
         fastrnn.set_isa(isa)
         expected = FUNCTIONS[cell].run(x, *weights, initial_state=states, **ALL_OUTPUTS)
-        assert_same_bits(functional.run(prepared, x, states, **ALL_OUTPUTS), expected)
+        assert_same_bits(functional.run(prepared, x, initial_state=states, **ALL_OUTPUTS), expected)
 
 
 def test_a_tape_may_be_used_on_another_instruction_set(isa, dtype, cell):
@@ -1225,13 +1225,13 @@ def test_objects_made_without_their_constructor_are_refused(run_python):
     import numpy as np
     from fastrnn import _core
 
-    options = dict(return_sequences=True, return_state=True, go_backwards=False, training=True)
+    options = (None, True, True, False, True, None, False, None, None, None, None, 0)
     weights, tape = _core.Weights.__new__(_core.Weights), _core.Tape.__new__(_core.Tape)
     for use in [
         lambda: weights.arrays,
         lambda: weights.units,
         lambda: tape.nbytes,
-        lambda: _core.forward(weights, np.zeros((1, 1, 1), "f4"), **options),
+        lambda: _core.forward(weights, np.zeros((1, 1, 1), "f4"), *options),
         lambda: _core.step(weights, np.zeros((1, 1), "f4")),
         lambda: _core.backward(None, tape),
     ]:

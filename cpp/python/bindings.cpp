@@ -175,12 +175,19 @@ struct Options {
   int threads = 0;
 };
 
+struct Returns {
+  bool sequences, state, go_backwards;
+};
+
 /// The weights of one cell. The public type is this; what depends on the dtype is below it.
 class Weights {
  public:
   virtual ~Weights() = default;
-  virtual py::tuple forward(const py::array& x, py::handle initial_state, const Options& options, bool return_sequences,
-                            bool return_state, bool go_backwards, bool training) const = 0;
+  virtual py::tuple forward(const py::array& x, py::handle initial_state, const Options& options, const Returns& returns,
+                            py::handle out, bool training) const = 0;
+  virtual std::shared_ptr<Tape> restore_tape(const py::array& saved, const py::array& x, py::handle initial_state,
+                                             const Options& options, const Returns& returns) const = 0;
+  virtual int tape_slots() const = 0;
   virtual py::tuple step(const py::array& x, py::handle states, py::handle out) const = 0;
   virtual py::tuple backward(py::handle dy, const Tape& tape, int threads) const = 0;
   virtual py::dtype dtype() const = 0;
@@ -201,8 +208,8 @@ class Tape {
   py::array x;                           ///< times the dropout mask that all gates share, if there is one
   py::object initial_state[kMaxStates];  ///< None or arrays
   Options options;
+  Returns returns;
   py::array saved;
-  bool return_sequences, return_state, go_backwards;
   bool consumed = false;
 };
 
@@ -307,65 +314,58 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 
   py::dtype dtype() const override { return py::dtype::of<T>(); }
 
-  py::tuple forward(const py::array& x_in, py::handle initial_in, const Options& options_in, bool return_sequences,
-                    bool return_state, bool go_backwards, bool training) const override {
-    py::array x = options_in.embedding.is_none() ? checked_x(x_in) : checked_ids(x_in, options_in);
-    const Index B = x.shape(0), steps = x.shape(1);
-    py::object initial[kMaxStates];
-    checked_states(initial_in, name, "initial_state", B, initial);
-    Options options = checked_options(options_in, B, steps);
-    if (!options.embedding.is_none()) {
-      options.embedding = contiguous<T>(options.embedding);
-      require_ids(x, options);
-      if (shares_dropout_mask(options)) {  // each row of the batch then has another embedding
-        x = gathered(x, options);
-        options.embedding = py::none();
-      }
-    }
-    if (shares_dropout_mask(options)) x = times(x, options.dropout_mask);
-
-    fastrnn::Forward<T> call = call_on<fastrnn::Forward<T>>(x, go_backwards, initial, options);
+  py::tuple forward(const py::array& x, py::handle initial_state, const Options& options, const Returns& returns,
+                    py::handle out, bool training) const override {
+    Tape tape = tape_of(x, initial_state, options, returns);
+    const Index B = tape.x.shape(0), steps = tape.x.shape(1);
+    fastrnn::Forward<T> call =
+        call_on<fastrnn::Forward<T>>(tape.x, returns.go_backwards, tape.initial_state, tape.options);
     py::array y;
-    if (return_sequences) {
-      auto sequence = empty<T>({B, steps, units}, name, "the output");
-      call.y = sequence.mutable_data();
-      call.y_batch_stride = steps * units;
-      call.y_time_stride = units;
-      y = sequence;
+    if (returns.sequences) {
+      y = out.is_none() ? empty<T>({B, steps, units}, name, "the output") : checked_out_sequence(out, tape);
+      call.y = static_cast<T*>(const_cast<void*>(y.data()));
+      call.y_batch_stride = stride<T>(y, 0);
+      call.y_time_stride = stride<T>(y, 1);
+    } else if (!out.is_none()) {
+      throw py::value_error(name + ": out must be None without return_sequences; the last h has an array of its own");
     }
     py::array final_state[kMaxStates];
     for (int s = 0; s < traits.states; ++s)
-      if (return_state || (s == 0 && !return_sequences)) {
+      if (returns.state || (s == 0 && !returns.sequences)) {
         auto state = empty<T>({B, units}, name, "a state");
         call.final_state[s] = state.mutable_data();
         final_state[s] = state;
       }
-    if (!return_sequences) y = final_state[0];
-    py::object tape = py::none();
+    if (!returns.sequences) y = final_state[0];
     if (training) {
-      const int slots = fastrnn::tape_slots(packed(fastrnn::Pass::forward));
-      auto saved = empty<T>({B, steps, slots, units}, name, "the tape");
+      auto saved = empty<T>({B, steps, tape_slots(), units}, name, "the tape");
       call.tape = saved.mutable_data();
-      auto owner = std::make_shared<Tape>();
-      owner->weights = this->shared_from_this();
-      owner->x = x;
-      owner->options = options;
-      for (int s = 0; s < kMaxStates; ++s) owner->initial_state[s] = initial[s];
-      owner->saved = saved;
-      owner->return_sequences = return_sequences;
-      owner->return_state = return_state;
-      owner->go_backwards = go_backwards;
-      tape = py::cast(owner);
+      tape.saved = saved;
     }
     run(name, [&](const fastrnn::Interrupt& interrupt) {
       call.interrupt = interrupt;
       return fastrnn::forward(packed(fastrnn::Pass::forward), call);
     });
-    py::tuple states(return_state ? traits.states : 0);
+    py::tuple states(returns.state ? traits.states : 0);
     for (int s = 0; s < static_cast<int>(states.size()); ++s)
-      states[s] = s == 0 && !return_sequences ? copied(final_state[0]) : final_state[s];
-    if (!return_sequences) clear_empty_rows(options, y);
-    return py::make_tuple(y, states, tape);
+      states[s] = s == 0 && !returns.sequences ? copied(final_state[0]) : final_state[s];
+    if (!returns.sequences) clear_empty_rows(tape.options, y);
+    return py::make_tuple(y, states, training ? py::cast(kept(std::move(tape))) : py::object(py::none()));
+  }
+
+  std::shared_ptr<Tape> restore_tape(const py::array& saved, const py::array& x, py::handle initial_state,
+                                     const Options& options, const Returns& returns) const override {
+    Tape tape = tape_of(x, initial_state, options, returns);
+    require_dtype<T>(saved, name, "saved");
+    require_shape(saved, Shape{tape.x.shape(0), tape.x.shape(1), tape_slots(), units}, name, "saved",
+                  "batch, time, slots, units");
+    tape.saved = contiguous<T>(saved);
+    return kept(std::move(tape));
+  }
+
+  int tape_slots() const override {
+    if (slots_ == 0) slots_ = fastrnn::tape_slots(packed(fastrnn::Pass::forward));
+    return slots_;
   }
 
   py::tuple step(const py::array& x_in, py::handle states_in, py::handle out_in) const override {
@@ -439,7 +439,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     // dy alone, or with return_state [dy, dh, dc].
     py::object given[1 + kMaxStates];
     for (py::object& object : given) object = py::none();
-    if (tape.return_state && !dy_in.is_none()) {
+    if (tape.returns.state && !dy_in.is_none()) {
       const py::object items = sequence_of(dy_in, 1 + static_cast<std::size_t>(traits.states), where, "dy");
       for (int i = 0; i <= traits.states; ++i) given[i] = items[py::int_(i)];
     } else {
@@ -452,33 +452,33 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       require_shape(a, shape, where, of, "that of what it is the gradient of");
       return rows_contiguous<T>(a);
     };
-    py::object dy = gradient(given[0], "dy", tape.return_sequences ? Shape{B, steps, units} : Shape{B, units});
+    py::object dy = gradient(given[0], "dy", tape.returns.sequences ? Shape{B, steps, units} : Shape{B, units});
     py::object dfinal[kMaxStates];
     for (int s = 0; s < traits.states; ++s) {
-      dfinal[s] = tape.return_state ? gradient(given[1 + s], s == 0 ? "dh" : "dc", {B, units}) : py::object(py::none());
+      dfinal[s] = tape.returns.state ? gradient(given[1 + s], s == 0 ? "dh" : "dc", {B, units}) : py::object(py::none());
       if (!dfinal[s].is_none()) dfinal[s] = contiguous<T>(dfinal[s]);
     }
-    if (!tape.return_sequences && !dy.is_none() && has_empty_rows(tape.options)) {
+    if (!tape.returns.sequences && !dy.is_none() && has_empty_rows(tape.options)) {
       const py::array mended = copied(dy);
       clear_empty_rows(tape.options, mended);
       dy = mended;
     }
-    if (!tape.return_sequences && !dy.is_none())
+    if (!tape.returns.sequences && !dy.is_none())
       dfinal[0] = dfinal[0].is_none() ? contiguous<T>(dy) : sum(contiguous<T>(dy), dfinal[0]);
 
     fastrnn::Backward<T> call =
-        call_on<fastrnn::Backward<T>>(tape.x, tape.go_backwards, tape.initial_state, tape.options);
+        call_on<fastrnn::Backward<T>>(tape.x, tape.returns.go_backwards, tape.initial_state, tape.options);
     call.threads = threads;
     call.tape = data<T>(tape.saved);
-    if (tape.return_sequences && !dy.is_none()) {
+    if (tape.returns.sequences && !dy.is_none()) {
       const py::array a = dy;
       call.dy = data<T>(a);
       call.dy_batch_stride = stride<T>(a, 0);
       call.dy_time_stride = stride<T>(a, 1);
     }
     auto dx = empty<T>({B, steps, inputs}, where, "the gradient of x");
-    const Index direction = tape.go_backwards ? -1 : 1;
-    call.dx = dx.mutable_data() + (tape.go_backwards ? (steps - 1) * inputs : 0);
+    const Index direction = tape.returns.go_backwards ? -1 : 1;
+    call.dx = dx.mutable_data() + (tape.returns.go_backwards ? (steps - 1) * inputs : 0);
     call.dx_batch_stride = steps * inputs;
     call.dx_time_stride = direction * inputs;
     auto dkernel = empty<T>({inputs, G * units}, where, "a gradient");
@@ -514,6 +514,45 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
   }
 
  private:
+  /// All that a call is given, checked; nothing saved yet.
+  Tape tape_of(const py::array& x_in, py::handle initial_state, const Options& options, const Returns& returns) const {
+    py::array x = options.embedding.is_none() ? checked_x(x_in) : checked_ids(x_in, options);
+    Tape tape;
+    tape.returns = returns;
+    checked_states(initial_state, name, "initial_state", x.shape(0), tape.initial_state);
+    tape.options = checked_options(options, x.shape(0), x.shape(1));
+    if (!options.embedding.is_none()) {
+      tape.options.embedding = contiguous<T>(options.embedding);
+      require_ids(x, tape.options);
+      if (shares_dropout_mask(options)) {  // each row of the batch then has another embedding
+        x = gathered(x, tape.options);
+        tape.options.embedding = py::none();
+      }
+    }
+    tape.x = shares_dropout_mask(options) ? times(x, tape.options.dropout_mask) : x;
+    return tape;
+  }
+  std::shared_ptr<Tape> kept(Tape&& tape) const {
+    tape.weights = this->shared_from_this();
+    return std::make_shared<Tape>(std::move(tape));
+  }
+
+  /// An array that the outputs of all steps are written to.
+  py::array checked_out_sequence(py::handle object, const Tape& tape) const {
+    const py::array out = as_array(object, name, "out");
+    require_dtype<T>(out, name, "out");
+    require_shape(out, Shape{tape.x.shape(0), tape.x.shape(1), units}, name, "out", "batch, time, units");
+    const bool in_place = readable_in_place<T>(out) && (units == 1 || stride<T>(out, 2) == 1);
+    const bool own = (out.shape(0) < 2 || stride<T>(out, 0) != 0) && (out.shape(1) < 2 || stride<T>(out, 1) != 0);
+    if (!out.writeable() || !in_place || !own)
+      throw py::value_error(text(name, ": out must be writable, with the units of a step next to each other, got an ",
+                                 "array that is ", out.writeable() ? "laid out otherwise" : "read-only",
+                                 "; make one with numpy.empty((batch, time, units), \"", kDtype<T>, "\")"));
+    if (overlap(out, tape.x))
+      throw py::value_error(name + ": out must not share memory with x; give the outputs an array of their own");
+    return out;
+  }
+
   /// Whether the recurrent kernel is a vector, which the core takes as its cell's parameters.
   bool is_vector() const { return cell == Cell::indrnn; }
 
@@ -794,6 +833,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 
  private:
   fastrnn::Weights<T> view_;
+  mutable int slots_ = 0;
   mutable std::atomic<const fastrnn::PackedWeights<T>*> packed_[2][kMostIsas] = {};
 };
 
@@ -835,7 +875,7 @@ using Held = std::shared_ptr<Weights>;
 py::tuple forward(const Held& weights, py::handle x, py::handle initial_state, py::handle return_sequences,
                   py::handle return_state, py::handle go_backwards, py::handle training, const py::object& mask,
                   py::handle zero_output_for_mask, const py::object& dropout_mask,
-                  const py::object& recurrent_dropout_mask, const py::object& embedding, int threads) {
+                  const py::object& recurrent_dropout_mask, const py::object& embedding, py::handle out, int threads) {
   const std::string& where = weights->name;
   require_threads(threads, where);
   const Options options{mask,
@@ -845,8 +885,18 @@ py::tuple forward(const Held& weights, py::handle x, py::handle initial_state, p
                         flag(zero_output_for_mask, where, "zero_output_for_mask"),
                         threads};
   return weights->forward(as_array(x, where, "x"), initial_state, options,
-                          flag(return_sequences, where, "return_sequences"), flag(return_state, where, "return_state"),
-                          flag(go_backwards, where, "go_backwards"), flag(training, where, "training"));
+                          {flag(return_sequences, where, "return_sequences"), flag(return_state, where, "return_state"),
+                           flag(go_backwards, where, "go_backwards")},
+                          out, flag(training, where, "training"));
+}
+
+std::shared_ptr<Tape> restore_tape(const Held& weights, py::handle saved, py::handle x, py::handle initial_state,
+                                   bool return_sequences, bool return_state, bool go_backwards, const py::object& mask,
+                                   bool zero_output_for_mask, const py::object& dropout_mask,
+                                   const py::object& recurrent_dropout_mask, const py::object& embedding) {
+  return weights->restore_tape(as_array(saved, weights->name, "saved"), as_array(x, weights->name, "x"), initial_state,
+                               {mask, dropout_mask, recurrent_dropout_mask, embedding, zero_output_for_mask, 0},
+                               {return_sequences, return_state, go_backwards});
 }
 
 py::tuple backward(py::handle dy, py::handle tape_in, int threads) {
@@ -915,6 +965,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("units", [](const Held& w) { return w->units; })
       .def_property_readonly("name", [](const Held& w) { return w->name; })
       .def_property_readonly("dtype", [](const Held& w) { return w->dtype(); })
+      .def_property_readonly("tape_slots", [](const Held& w) { return w->tape_slots(); })
       .def_property_readonly("activations",
                              [](const Held& w) {
                                py::list all;
@@ -943,13 +994,18 @@ PYBIND11_MODULE(_core, m) {
                                for (int s = 0; s < t->weights->traits.states; ++s) states.append(t->initial_state[s]);
                                return states;
                              })
-      .def_property_readonly("go_backwards", [](const HeldTape& t) { return t->go_backwards; })
+      .def_property_readonly("go_backwards", [](const HeldTape& t) { return t->returns.go_backwards; })
       .def_property_readonly("weights", [](const HeldTape& t) { return std::const_pointer_cast<Weights>(t->weights); });
 
-  m.def("forward", &forward, py::arg("weights"), py::arg("x"), py::arg("initial_state") = py::none(), py::kw_only(),
-        py::arg("return_sequences"), py::arg("return_state"), py::arg("go_backwards"), py::arg("training"),
-        py::arg("mask"), py::arg("zero_output_for_mask"), py::arg("dropout_mask"), py::arg("recurrent_dropout_mask"),
-        py::arg("embedding"), py::arg("threads"));
+  // By position: names cost half a microsecond.
+  m.def("forward", &forward, py::arg("weights"), py::arg("x"), py::arg("initial_state"), py::arg("return_sequences"),
+        py::arg("return_state"), py::arg("go_backwards"), py::arg("training"), py::arg("mask"),
+        py::arg("zero_output_for_mask"), py::arg("dropout_mask"), py::arg("recurrent_dropout_mask"),
+        py::arg("embedding"), py::arg("out"), py::arg("threads"));
+  m.def("restore_tape", &restore_tape, py::arg("weights"), py::arg("saved"), py::arg("x"),
+        py::arg("initial_state") = py::none(), py::kw_only(), py::arg("return_sequences"), py::arg("return_state"),
+        py::arg("go_backwards"), py::arg("mask"), py::arg("zero_output_for_mask"), py::arg("dropout_mask"),
+        py::arg("recurrent_dropout_mask"), py::arg("embedding"));
   m.def("backward", &backward, py::arg("dy"), py::arg("tape"), py::arg("threads"));
   m.def(
       "step",
@@ -964,6 +1020,16 @@ PYBIND11_MODULE(_core, m) {
   m.def("sigmoid", &elementwise<double, fastrnn::sigmoid<double>>, py::arg("x").noconvert());
 
   m.def("measure_limit", &measure_limit, py::arg("limit"), py::arg("dtype"), py::arg("threads"), py::arg("bytes") = 1);
+  m.def("kernel_calls", [] {
+    py::dict calls;
+    for (int i = 0; i < fastrnn::kCells; ++i) {
+      const Cell cell = static_cast<Cell>(i);
+      calls[fastrnn::cell_traits(cell).name] =
+          py::dict(py::arg("forward") = fastrnn::kernel_calls(cell, fastrnn::Pass::forward),
+                   py::arg("backward") = fastrnn::kernel_calls(cell, fastrnn::Pass::backward));
+    }
+    return calls;
+  });
   m.def("num_threads", &fastrnn::num_threads);
   m.def("set_num_threads", &fastrnn::set_num_threads, py::arg("n"));
   m.def("release_memory", [] { without_gil([](PyThreadState**) { fastrnn::release_memory(); }); });

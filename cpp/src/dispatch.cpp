@@ -257,6 +257,14 @@ void require_call(const PackedWeights<T>& weights, const Call<T>& call, bool kee
   require_size({call.batch, w.units, tape_slots(weights), keeps_all ? call.time : 1, sizeof(T)});
 }
 
+static std::atomic<std::int64_t> calls[kCells][2];
+static void count(Cell cell, Pass pass) {
+  calls[static_cast<int>(cell)][static_cast<int>(pass)].fetch_add(1, std::memory_order_relaxed);
+}
+std::int64_t kernel_calls(Cell cell, Pass pass) {
+  return calls[static_cast<int>(cell)][static_cast<int>(pass)].load(std::memory_order_relaxed);
+}
+
 template <class T>
 bool forward(const PackedWeights<T>& weights, const Forward<T>& call) {
   const auto& w = weights.impl();
@@ -265,6 +273,7 @@ bool forward(const PackedWeights<T>& weights, const Forward<T>& call) {
   const KernelTable<T>& table = table_of<T>(w.kernels);
   const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates), call.threads);
   const Memory workspace = allocate(table.forward_workspace(w.view(), call, threads));
+  count(w.cell, Pass::forward);
   return table.forward(w.view(), call, threads, workspace.get());
 }
 
@@ -280,6 +289,7 @@ bool backward(const PackedWeights<T>& weights, const Backward<T>& call) {
   const KernelTable<T>& table = table_of<T>(w.kernels);
   const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates), call.threads);
   const Memory workspace = allocate(table.backward_workspace(w.view(), call, threads));
+  count(w.cell, Pass::backward);
   return table.backward(w.view(), call, threads, workspace.get());
 }
 

@@ -217,6 +217,9 @@ bool forward(const PackedWeights<T>& weights, const Forward<T>& call);  ///< wei
 template <class T>
 bool backward(const PackedWeights<T>& weights, const Backward<T>& call);  ///< weights packed for Pass::backward
 
+/// How many calls of forward or of backward have run a cell's kernels since the library was loaded, in all threads.
+std::int64_t kernel_calls(Cell cell, Pass pass);
+
 /// Threads that one call may use: what was set, else what OpenMP gives this thread (OMP_NUM_THREADS, affinity). A small
 /// call uses fewer. A process forked from one that has loaded this library always runs on one: OpenMP's pool does not
 /// survive fork.
