@@ -150,7 +150,9 @@ def run_forward(
     axes = 3 if options.get("embedding") is None else 2
     fits = isinstance(x, np.ndarray) and x.ndim == axes
     if not fits or not (mask is None or (isinstance(mask, np.ndarray) and mask.shape == x.shape[:2])):
-        functional.run(weights, x, initial_state=initial_state, mask=mask, **options)  # refuses what segments would hide
+        functional.run(
+            weights, x, initial_state=initial_state, mask=mask, **options
+        )  # refuses what segments would hide
     every = _steps(weights.name, every, x.shape[1])
     tape = Tape(weights, x, every, mask, return_sequences, return_state, options, [])
     (B, T), H = x.shape[:2], weights.units
