@@ -199,8 +199,9 @@ class BackwardRows {
     }
     const Blocks<T> blocks = cell_.stage[s].blocks(H_);
     for (Index block = mine.begin; block < mine.end; ++block) {
-      const Patch patch{chunk.rows.begin + rows.begin, rows.size(), blocks.first(block), blocks.used(block),
-                        blocks.is_half(block)};
+      const Patch patch{chunk.rows.begin + rows.begin, rows.size(),
+                        blocks.first(block),           blocks.used(block),
+                        blocks.is_half(block),         1};
       cell_.stage[s].backward(at, patch, dsums(s, block, chunk.row(t, rows.begin)));
     }
   }

@@ -114,15 +114,20 @@ class ForwardPass {
         const T *x[kRowsAtOnce], *operand[kRowsAtOnce];
         set_rows(stage, at, k, rows, scaled, x, operand);
         const Index hoisted_row = together ? k % together : 0;
-        for (Index block = mine.begin; block < mine.end; ++block) {
-          const Patch patch{rows.begin, rows.size(), blocks.first(block), blocks.used(block), blocks.is_half(block)};
+        for (Index block = mine.begin, together_here; block < mine.end; block += together_here) {
           const Index width = blocks.width(block);
+          const Index work = rows.size() * (I_ + H_) * stage.gates * width;
+          const bool fused = stage.fused && !scaled;
+          together_here = fused ? blocks_at_once(blocks, {block, mine.end}, work) : 1;
+          const Patch patch{rows.begin,         rows.size(),           blocks.first(block),
+                            blocks.used(block), blocks.is_half(block), together_here};
           SumInputs<T> from = inputs_of(s, patch.unit);
           from.x = x;
           from.operand = operand;
           from.hoisted = hoisted ? hoisted + hoisted_offset(stage, patch.unit, width, hoisted_row) : nullptr;
           from.hoisted_stride = together * stage.accumulators * width;
-          if (stage.fused && !scaled)
+          from.hoisted_block_stride = kHoistedRows * stage.accumulators * width;
+          if (fused)
             stage.fused(from, at, patch);
           else
             for_row_tiles({0, rows.size()}, [&](Index first, Index height) {
@@ -130,12 +135,21 @@ class ForwardPass {
               store_tile_sums(stage, from, first, height, patch.half, patch.vectors, gates_apart(), &sums[0]);
               stage.forward(at, patch, first, height, sums);
             });
-          if (!team.proceed(rows.size() * (I_ + H_) * stage.gates * kLanes<Vec<T>>)) return false;
+          if (!team.proceed(together_here * work)) return false;
         }
         if (division_.by_units && !team.barrier()) return false;
       }
     }
     return true;
+  }
+
+  /// How many blocks from the first of a range on are as wide as it is, as far as they are little work together.
+  static Index blocks_at_once(const Blocks<T>& blocks, Range range, Index work_of_one) {
+    constexpr Index kWork = 10'000'000;  // 0.1 ms
+    const Index alike = blocks.is_half(range.begin) || blocks.used(range.begin) < blocks.vectors
+                            ? 1
+                            : smaller(range.end, blocks.whole() / blocks.vectors) - range.begin;
+    return smaller(alike, larger(1, kWork / larger(1, work_of_one)));
   }
 
   /// What the sums of a block of units, from unit `first` on, are made of beside their rows.

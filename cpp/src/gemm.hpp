@@ -135,10 +135,10 @@ __attribute__((noinline)) void multiply_runs(const Run<T>* runs, Index count, In
     with_constant<kTileRows>(tile_rows, [&](auto height) {
       constexpr int M = height();
       V acc[M][N];
-      T* out[M];
-      for (int m = 0; m < M; ++m) out[m] = to[r + m] + first;
+      // (A list of these kept right sides from registers.)
+      const auto out = [&](int m) FASTRNN_ALWAYS { return to[r + m] + first; };
       for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) acc[m][n] = add && !factor ? load<V>(out[m] + n * L, columns - n * L) : zero<V>();
+        for (int n = 0; n < N; ++n) acc[m][n] = add && !factor ? load<V>(out(m) + n * L, columns - n * L) : zero<V>();
       const T *left[M], *right[N];
       for (const Run<T>* run = runs; run < runs + count; ++run) {
         row_pointers(left, run->first + (row + r) * run->stride, run->stride);
@@ -149,10 +149,10 @@ __attribute__((noinline)) void multiply_runs(const Run<T>* runs, Index count, In
         for (int m = 0; m < M; ++m)
           for (int n = 0; n < N; ++n) {
             const V product = mul(load<V>(factor[r + m] + first + n * L, columns - n * L), acc[m][n]);
-            acc[m][n] = add ? fastrnn::FASTRNN_ISA::add(load<V>(out[m] + n * L, columns - n * L), product) : product;
+            acc[m][n] = add ? fastrnn::FASTRNN_ISA::add(load<V>(out(m) + n * L, columns - n * L), product) : product;
           }
       for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) store(out[m] + n * L, acc[m][n], columns - n * L);
+        for (int n = 0; n < N; ++n) store(out(m) + n * L, acc[m][n], columns - n * L);
     });
   });
 }

@@ -37,15 +37,22 @@ struct Panels {
   }
 };
 
-/// Columns `first` … of one row of a matrix, as vectors N lanes wide in all; zeros from `valid` on.
+/// Rows of a matrix, of each the columns from first[g] on for every g < n, as vectors `width` lanes wide in all; zeros
+/// from `valid` on. To [row][g][width].
 template <class T>
-void pack_row(const MatrixView<T>& source, Index row, Index first, Index valid, Index width, T* to) {
+void pack_rows(const MatrixView<T>& source, Index rows, const Index* first, Index n, Index valid, Index width, T* to) {
   using V = Vec<T>;
-  const T* from = source.data + row * source.row_stride + first * source.column_stride;
-  if (source.column_stride == 1 && width % kLanes<V> == 0)
-    for (Index u = 0; u < width; u += kLanes<V>) store(to + u, load<V>(from + u, First<V>(larger(valid - u, 0))));
-  else
-    for (Index u = 0; u < width; ++u) to[u] = u < valid ? from[u * source.column_stride] : T(0);
+  const bool by_vectors = source.column_stride == 1 && width % kLanes<V> == 0;
+  for (Index k = 0; k < rows; ++k)
+    for (Index g = 0; g < n; ++g, to += width) {
+      const T* const from = source.data + k * source.row_stride + first[g] * source.column_stride;
+      if (by_vectors && width == kLanes<V>)
+        store(to, load<V>(from, First<V>(valid)));
+      else if (by_vectors)
+        for (Index u = 0; u < width; u += kLanes<V>) store(to + u, load<V>(from + u, First<V>(larger(valid - u, 0))));
+      else
+        for (Index u = 0; u < width; ++u) to[u] = u < valid ? from[u * source.column_stride] : T(0);
+    }
 }
 
 /// One unit block of W or U: from the gates' columns of `source` to [k][gate][N], zeros where there is no unit.
@@ -53,11 +60,10 @@ template <class T>
 void pack_block(const StageInfo<T>& stage, const MatrixView<T>& source, Index depth, Index units, Index block,
                 T* panel) {
   const Blocks<T> blocks = stage.blocks(units);
-  const Index width = blocks.width(block);
-  panel += blocks.first(block) * depth * stage.gates;
-  for (Index k = 0; k < depth; ++k)
-    for (int g = 0; g < stage.gates; ++g, panel += width)
-      pack_row(source, k, (stage.first_gate + g) * units + blocks.first(block), blocks.valid(block), width, panel);
+  Index first[kTileVectors];
+  for (int g = 0; g < stage.gates; ++g) first[g] = (stage.first_gate + g) * units + blocks.first(block);
+  pack_rows(source, depth, first, stage.gates, blocks.valid(block), blocks.width(block),
+            panel + blocks.first(block) * depth * stage.gates);
 }
 
 /// to[c][r] = from[r][c] for a square of as many rows and columns as a vector has lanes.
@@ -118,8 +124,8 @@ void pack_bias_block(const StageInfo<T>& stage, int bias_rows, const MatrixView<
 template <class T>
 void pack(const CellInfo<T>& cell, const Weights<T>& w, Pass pass, T* packed, int threads) {
   const Panels<T> panels(cell, pass, w.inputs, w.units, packed);
-  for (int i = 0; i < cell.traits.parameters; ++i)
-    pack_row(w.parameters, i, 0, w.units, panels.padded_units, panels.parameters + i * panels.padded_units);
+  const Index first_unit = 0;
+  pack_rows(w.parameters, cell.traits.parameters, &first_unit, 1, w.units, panels.padded_units, panels.parameters);
   for (int s = 0; s < cell.stages; ++s) {
     const StageInfo<T>& stage = cell.stage[s];
     const Index depth = stage.recurrent_depth(w.units);
