@@ -18,6 +18,7 @@ class Weights:
         bias: _Array | None = None,
         *,
         peephole: _Array | None = None,
+        projection: _Array | None = None,
         activations: Sequence[tuple[int, float, float, float]] | None = None,
         name: str | None = None,
     ) -> None: ...
@@ -27,6 +28,8 @@ class Weights:
     def inputs(self) -> int: ...
     @property
     def units(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
     @property
     def name(self) -> str: ...
     @property
@@ -66,6 +69,7 @@ def forward(
     zero_output_for_mask: bool,
     dropout_mask: _Array | None,
     recurrent_dropout_mask: _Array | None,
+    zoneout_mask: Sequence[_Array | None] | None,
     embedding: _Array | None,
     out: _Array | None,
     threads: int,
@@ -83,6 +87,7 @@ def restore_tape(
     zero_output_for_mask: bool,
     dropout_mask: _Array | None,
     recurrent_dropout_mask: _Array | None,
+    zoneout_mask: Sequence[_Array | None] | None,
     embedding: _Array | None,
 ) -> Tape: ...
 def backward(

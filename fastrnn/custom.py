@@ -38,17 +38,37 @@ class CustomWeights:
 
     Args:
         core: the kernels' weights, with activations of theirs.
-        peephole: the peepholes among them, or None.
+        peephole, projection: those among them, or None.
         chosen: the activations of the gates, of the candidate, of an LSTM's c on its way to h.
     """
 
-    __slots__ = ("arrays", "cell", "core", "dtype", "functions", "inputs", "name", "settings", "units")
+    __slots__ = (
+        "arrays",
+        "cell",
+        "core",
+        "dtype",
+        "functions",
+        "inputs",
+        "name",
+        "outputs",
+        "settings",
+        "units",
+    )
 
     def __init__(
-        self, core: _core.Weights, peephole: Array | None, chosen: tuple[ActivationLike, ...]
+        self,
+        core: _core.Weights,
+        peephole: Array | None,
+        projection: Array | None,
+        chosen: tuple[ActivationLike, ...],
     ) -> None:
         self.core = core
-        self.arrays, self.inputs, self.units = core.arrays, core.inputs, core.units
+        self.arrays, self.inputs, self.units, self.outputs = (
+            core.arrays,
+            core.inputs,
+            core.units,
+            core.outputs,
+        )
         self.cell, self.name, self.dtype = core.cell, core.name, core.dtype
         recurrent_activation, activation, output_activation = chosen
         name, *words = self.cell.split("_") if self.cell.startswith(("lstm", "gru")) else [self.cell]
@@ -57,15 +77,20 @@ class CustomWeights:
         if name in ("lstm", "gru"):
             self.settings["recurrent_activation"] = recurrent_activation
         if name == "lstm":
-            variant = next((word for word in words if word != "peephole"), None)
-            self.settings |= dict(variant=variant, peephole=peephole, output_activation=output_activation)
+            variant = next((word for word in words if word not in ("peephole", "projected")), None)
+            self.settings |= dict(
+                variant=variant,
+                peephole=peephole,
+                projection=projection,
+                output_activation=output_activation,
+            )
         if name == "gru":
             self.settings["reset_after"] = not words
 
     def run(self, x: Array, states: States, **options: Any) -> tuple[Any, Any]:
         """(outputs, tape) of the reference; an array alone is the one state."""
         kernel, recurrent_kernel, *others = self.arrays
-        has_bias = len(others) > (self.settings.get("peephole") is not None)
+        has_bias = len(others) > sum(self.settings.get(w) is not None for w in ("peephole", "projection"))
         if states is not None and not isinstance(states, (list, tuple)):
             states = [states]  # type: ignore[list-item]
         return self.functions[0](  # type: ignore[no-any-return]
@@ -112,6 +137,7 @@ def forward(
     zero_output_for_mask: bool,
     dropout_mask: Array | None,
     recurrent_dropout_mask: Array | None,
+    zoneout_mask: Sequence[Array | None] | None,
     embedding: Array | None,
     out: Array | None,
     threads: int,
@@ -129,6 +155,7 @@ def forward(
         zero_output_for_mask,
         dropout_mask,
         recurrent_dropout_mask,
+        zoneout_mask,
         embedding,
         out,
         threads,
@@ -145,6 +172,7 @@ def forward(
         zero_output_for_mask=zero_output_for_mask,
         dropout_mask=dropout_mask,
         recurrent_dropout_mask=recurrent_dropout_mask,
+        zoneout_mask=zoneout_mask,
     )
     y, *states = outputs if return_state else (outputs,)
     if out is not None:

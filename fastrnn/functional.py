@@ -54,6 +54,9 @@ class Options(TypedDict, total=False):
     """[B, I], or [B, G, I] with one for each gate: factors of x (0, or 1 / (1 - rate)), the same at every step."""
     recurrent_dropout_mask: Array | None
     """[B, G, H]: factors of what each gate's recurrent kernel multiplies, the same at every step."""
+    zoneout_mask: Sequence[Array | None] | None
+    """A list of one [B, T, H] array or None per state: 1 where the state stays as it was, 0 where it is renewed, in between
+    that mixture (Krueger et al., 2016). An array with strides of 0, as np.broadcast_to makes it, is not copied."""
     embedding: Array | None
     """[V, I]: x is then an array [B, T] of integers, and the input of a step is the row of that number. The gradient of x,
     [B, T, I], is that of those rows; see `embedding_gradient`."""
@@ -76,7 +79,7 @@ class Gradients(NamedTuple):
     x: Array
     """[B, T, I]"""
     weights: list[Array]
-    """kernel, recurrent kernel, then bias and peephole if there are any"""
+    """kernel, recurrent kernel, then bias, peephole and projection if there are any"""
     initial_state: list[Array]
     """[B, H] for every state, also where none was given"""
 
@@ -105,6 +108,7 @@ def _run(
     zero_output_for_mask: bool = False,
     dropout_mask: Array | None = None,
     recurrent_dropout_mask: Array | None = None,
+    zoneout_mask: Sequence[Array | None] | None = None,
     embedding: Array | None = None,
     return_sequences: bool = False,
     return_state: bool = False,
@@ -127,6 +131,7 @@ def _run(
         zero_output_for_mask,
         dropout_mask,
         recurrent_dropout_mask,
+        zoneout_mask,
         embedding,
         out,
         threads or runtime.limit.threads,
@@ -144,6 +149,7 @@ def restore_tape(
     zero_output_for_mask: bool = False,
     dropout_mask: Array | None = None,
     recurrent_dropout_mask: Array | None = None,
+    zoneout_mask: Sequence[Array | None] | None = None,
     embedding: Array | None = None,
     return_sequences: bool = False,
     return_state: bool = False,
@@ -155,7 +161,7 @@ def restore_tape(
 
     Args:
         weights: Of the same values, cell and activations.
-        saved: `saved` of the tape that `run_forward` returned, [B, T, weights.tape_slots, H].
+        saved: `saved` of the tape that `run_forward` returned, [B, T, weights.tape_slots, H] (with zoneout_mask more slots).
         x, initial_state: What `run_forward` was given; so are the other arguments, see `Options`.
 
     Raises:
@@ -171,6 +177,7 @@ def restore_tape(
         zero_output_for_mask=zero_output_for_mask,
         dropout_mask=dropout_mask,
         recurrent_dropout_mask=recurrent_dropout_mask,
+        zoneout_mask=zoneout_mask,
         embedding=embedding,
         return_sequences=return_sequences,
         return_state=return_state,
@@ -247,7 +254,8 @@ def gates(tape: AnyTape) -> dict[str, Array]:
         name: _activated(of_candidate if name in "gn" else of_gates, saved[:, :, slot])
         for name, slot in slots.items()
     }
-    states = {"c": saved[:, :, -1]} if "g" in names else {}
+    c = len(names) + ("projected" in cell) + 1  # after o y(c), if it was kept, and h
+    states = {"c": saved[:, :, c]} if "g" in names else {}
     if tape.mask is None:
         return values | {name: state.copy() for name, state in states.items()}
     return _at_their_steps(tape, values, states)
@@ -327,12 +335,13 @@ def make_weights(
     chosen: tuple[ActivationLike, ActivationLike, ActivationLike],
     name: str,
     peephole: Array | None = None,
+    projection: Array | None = None,
 ) -> AnyWeights:
     """Prepare weights: check them, and refer to them without copying.
 
     Args:
         cell: The name of the kernels' cell; `lstm_cell` for an LSTM.
-        kernel, recurrent_kernel, bias, peephole: As the functions below take them.
+        kernel, recurrent_kernel, bias, peephole, projection: As the functions below take them.
         chosen: The activations of the gates, of the candidate, of an LSTM's c on its way to h.
         name: What error messages begin with.
     """
@@ -349,17 +358,18 @@ def make_weights(
         recurrent_kernel,
         bias,
         peephole=peephole,
+        projection=projection,
         activations=codes if kernels_know_all else None,
         name=name,
     )
-    return weights if kernels_know_all else CustomWeights(weights, peephole, found)
+    return weights if kernels_know_all else CustomWeights(weights, peephole, projection, found)
 
 
-def lstm_cell(variant: str | None, peephole: bool) -> str:
-    """The name of the kernels' cell for a variant of LSTM, with or without peepholes.
+def lstm_cell(variant: str | None, peephole: bool, projection: bool = False) -> str:
+    """The name of the kernels' cell for a variant of LSTM, with or without peepholes and projection.
 
     Raises:
-        ValueError: there is no such variant, or it has no peepholes.
+        ValueError: there is no such variant, or not with peepholes or a projection.
     """
     if variant not in VARIANTS:
         known = ", ".join(repr(name) for name in VARIANTS)
@@ -367,6 +377,9 @@ def lstm_cell(variant: str | None, peephole: bool) -> str:
     if variant == "np" and peephole:
         raise ValueError('variant "np" is the LSTM without peepholes; leave peephole out')
     gates = f"_{variant}" if variant in ("nig", "nfg", "nog", "cifg") else ""
+    if projection and gates:
+        raise ValueError(f"variant {variant!r} has no projection; leave one of them out")
+    gates += "_projected" * projection
     return f"lstm{gates}_peephole" if peephole else f"lstm{gates}"
 
 
@@ -399,10 +412,11 @@ def _lstm_weights(
     recurrent_activation: ActivationLike,
     variant: str | None,
     peephole: Array | None,
+    projection: Array | None,
 ) -> AnyWeights:
-    cell = lstm_cell(variant, peephole is not None)
+    cell = lstm_cell(variant, peephole is not None, projection is not None)
     chosen = lstm_activations(variant, activation, recurrent_activation)
-    return make_weights(cell, kernel, recurrent_kernel, bias, chosen, "functional.lstm", peephole)
+    return make_weights(cell, kernel, recurrent_kernel, bias, chosen, "functional.lstm", peephole, projection)
 
 
 def _gru_weights(
@@ -604,6 +618,7 @@ def lstm(
     recurrent_activation: ActivationLike = "sigmoid",
     variant: str | None = None,
     peephole: Array | None = None,
+    projection: Array | None = None,
     **options: Unpack[Options],
 ) -> Outputs:
     """Run an LSTM over a batch of sequences.
@@ -619,7 +634,8 @@ def lstm(
     (Gers and Schmidhuber, 2000) the gates see c: i and f get p_i c_(t-1) and p_f c_(t-1), o gets p_o c_t.
     The variants are those of Greff et al., "LSTM: A Search Space Odyssey" (2017): "nig", "nfg", "nog" have no
     input, forget or output gate (it is 1), "cifg" has f = 1 - i; the columns of a gate that there is not are left
-    out. "niaf" and "noaf" have no activation of g or of c. "vanilla" has all of these, "np" no peepholes.
+    out. "niaf" and "noaf" have no activation of g or of c. "vanilla" has all of these, "np" no peepholes. With a
+    projection (Sak et al., 2014; proj_size of `torch.nn.LSTM`) h_t = (o tanh(c_t)) P is narrower than c_t.
 
     Args:
         x: [B, T, I].
@@ -630,6 +646,8 @@ def lstm(
         recurrent_activation: Of the gates.
         variant: One of `VARIANTS`.
         peephole: p, a row [H] for each gate that there is, in the order i f o: [3, H]; None: no peepholes.
+        projection: P, [H, R] with R <= H; None: none. With it recurrent_kernel is [R, 4H], and h, y and what the
+            recurrent kernel multiplies are R wide.
         options: See `Options`. The states are [h, c].
 
     Returns:
@@ -646,7 +664,9 @@ def lstm(
     (8, 5, 16)
     """
     return run(
-        _lstm_weights(kernel, recurrent_kernel, bias, activation, recurrent_activation, variant, peephole),
+        _lstm_weights(
+            kernel, recurrent_kernel, bias, activation, recurrent_activation, variant, peephole, projection
+        ),
         x,
         **options,
     )
@@ -662,6 +682,7 @@ def lstm_forward(
     recurrent_activation: ActivationLike = "sigmoid",
     variant: str | None = None,
     peephole: Array | None = None,
+    projection: Array | None = None,
     **options: Unpack[Options],
 ) -> tuple[Outputs, AnyTape]:
     """Run `lstm` and keep what its gradient needs: the arguments of `lstm`, and a tape as second result.
@@ -673,7 +694,9 @@ def lstm_forward(
     (8, 5, 3)
     """
     return run_forward(
-        _lstm_weights(kernel, recurrent_kernel, bias, activation, recurrent_activation, variant, peephole),
+        _lstm_weights(
+            kernel, recurrent_kernel, bias, activation, recurrent_activation, variant, peephole, projection
+        ),
         x,
         **options,
     )

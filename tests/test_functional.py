@@ -1225,7 +1225,7 @@ def test_objects_made_without_their_constructor_are_refused(run_python):
     import numpy as np
     from fastrnn import _core
 
-    options = (None, True, True, False, True, None, False, None, None, None, None, 0)
+    options = (None, True, True, False, True, None, False, None, None, None, None, None, 0)
     weights, tape = _core.Weights.__new__(_core.Weights), _core.Tape.__new__(_core.Tape)
     for use in [
         lambda: weights.arrays,

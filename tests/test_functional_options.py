@@ -23,6 +23,7 @@ class Case(NamedTuple):
     gates: int
     states: int
     peepholes: int = 0
+    projected: bool = False
     settings: dict[str, Any] = {}  # noqa: RUF012  (of the functions of both)
 
 
@@ -42,8 +43,11 @@ for variant in functional.VARIANTS:
     gates = reference.LSTM_GATES[variant]
     for peepholes in {0, len(set(gates) - {"g"})} if variant != "np" else {0}:
         CASES[f"lstm_{variant}_{peepholes}"] = Case(
-            functions("lstm"), CELLS["lstm"], len(gates), 2, peepholes, {"variant": variant}
+            functions("lstm"), CELLS["lstm"], len(gates), 2, peepholes, settings={"variant": variant}
         )
+
+for peepholes in (0, 3):
+    CASES[f"lstm_projected_{peepholes}"] = Case(functions("lstm"), CELLS["lstm"], 4, 2, peepholes, True)
 
 SMOOTH = [
     "tanh",
@@ -63,16 +67,20 @@ def random_problem(case, B, T, I, H, dtype, seed, bias=True):
     """x, weights and initial states; small, so that activations without bounds stay near 1."""
     rng = np.random.default_rng(seed)
     G = case.gates
-    recurrent = (H,) if case is CASES["indrnn"] else (H, G * H)
+    R = int(rng.integers(1, H + 1)) if case.projected else H  # how wide h is
+    recurrent = (H,) if case is CASES["indrnn"] else (R, G * H)
     rows = (2,) if case.functions[0] is functional.gru and case.settings.get("reset_after", True) else ()
     shapes = [(I, G * H), recurrent, *([(*rows, G * H)] if bias else [])]
     weights = [0.7 * rng.standard_normal(s) / np.sqrt(max(1, s[0])) for s in shapes]
-    peephole = 0.5 * rng.standard_normal((case.peepholes, H)).astype(dtype) if case.peepholes else None
-    x, states = rng.standard_normal((B, T, I)), [rng.uniform(-1, 1, (B, H)) for _ in range(case.states)]
+    others = {"peephole": 0.5 * rng.standard_normal((case.peepholes, H))} if case.peepholes else {}
+    if case.projected:
+        others["projection"] = 0.7 * rng.standard_normal((H, R)) / np.sqrt(H)
+    x = rng.standard_normal((B, T, I))
+    states = [rng.uniform(-1, 1, (B, (R, H)[s])) for s in range(case.states)]
     return (
         x.astype(dtype),
         [w.astype(dtype) for w in weights],
-        {} if peephole is None else {"peephole": peephole},
+        {name: w.astype(dtype) for name, w in others.items()},
         [s.astype(dtype) for s in states],
     )
 
@@ -94,6 +102,17 @@ def factors(shape, rng, dtype):
     return ((rng.random(shape) < 0.6) / 0.6).astype(dtype)
 
 
+def random_zoneout(T, state, rng):
+    """For one state: a mask, one rate everywhere, or nothing."""
+    shape = (len(state), T, state.shape[1])
+    kinds = [
+        lambda: (rng.random(shape) < 0.4).astype(state.dtype),
+        lambda: np.broadcast_to(np.full(shape[2], 0.3, state.dtype), shape),
+        lambda: None,
+    ]
+    return kinds[rng.integers(3)]()
+
+
 @st.composite
 def problems(draw, names=tuple(CASES)):
     """A case with all that its functions take."""
@@ -101,7 +120,7 @@ def problems(draw, names=tuple(CASES)):
     B, T, I, H = (draw(st.integers(*range_)) for range_ in [(1, 19), (0, 7), (0, 6), (1, 37)])
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     dtype = draw(st.sampled_from(["float32", "float64"]))
-    x, weights, peephole, states = random_problem(case, B, T, I, H, dtype, rng, draw(st.booleans()))
+    x, weights, others, states = random_problem(case, B, T, I, H, dtype, rng, draw(st.booleans()))
     mask = random_mask(draw(st.sampled_from(["none", "right", "left", "holes", "nothing"])), B, T, rng)
     names = (
         SMOOTH if dtype == "float32" else sorted(set(activations.NAMES) - {"exponential"})
@@ -116,16 +135,22 @@ def problems(draw, names=tuple(CASES)):
         "dropout_mask": draw(
             st.sampled_from([None, factors((B, I), rng, dtype), factors((B, case.gates, I), rng, dtype)])
         ),
-        "recurrent_dropout_mask": draw(st.sampled_from([None, factors((B, case.gates, H), rng, dtype)])),
+        "recurrent_dropout_mask": draw(
+            st.sampled_from([None, factors((B, case.gates, states[0].shape[1]), rng, dtype)])
+        ),
+        "zoneout_mask": draw(st.sampled_from([None, None, [random_zoneout(T, s, rng) for s in states]])),
         "return_sequences": draw(st.booleans()),
         "return_state": draw(st.booleans()),
         "go_backwards": draw(st.booleans()),
     }
     if draw(st.booleans()):  # the fused kernels
-        chosen, options = {}, options | {"dropout_mask": None, "recurrent_dropout_mask": None}
+        chosen, options = (
+            {},
+            options | dict.fromkeys(("dropout_mask", "recurrent_dropout_mask", "zoneout_mask")),
+        )
         if case is CASES["indrnn"]:
             chosen = {"activation": "softplus"}  # no kink
-    return case, x, weights, case.settings | peephole | chosen | options
+    return case, x, weights, case.settings | others | chosen | options
 
 
 def wide(value):
@@ -412,6 +437,26 @@ def test_lengths_are_short_for_a_mask():
             {"variant": "np", "peephole": np.ones((3, 4), "float32")},
             ValueError,
             'variant "np" is the LSTM without peepholes',
+        ),
+        (
+            {"zoneout_mask": [None]},
+            ValueError,
+            "functional.lstm: zoneout_mask must have 2 items, got 1",
+        ),
+        (
+            {"zoneout_mask": [None, np.ones((3, 5, 5), "float32")]},
+            ValueError,
+            "functional.lstm: zoneout_mask[1] must have shape (3, 5, 4) (batch, time, units), got (3, 5, 5)",
+        ),
+        (
+            {"projection": np.ones((4, 4), "float32"), "variant": "cifg"},
+            ValueError,
+            "variant 'cifg' has no projection",
+        ),
+        (
+            {"projection": np.ones((4, 3), "float32")},
+            ValueError,
+            "functional.lstm: projection must have shape (4, 4) (units, outputs), got (4, 3)",
         ),
         ({"variant": "gif"}, ValueError, "variant must be one of None, 'vanilla'"),
         ({"activation": "tan"}, ValueError, "there is no activation 'tan'"),

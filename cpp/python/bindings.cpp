@@ -69,6 +69,15 @@ py::array as_array(py::handle object, const std::string& where, Label name) {
   return py::reinterpret_borrow<py::array>(object);
 }
 
+py::object sequence_of(py::handle object, std::size_t n, const std::string& where, const char* what) {
+  if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object))
+    throw py::type_error(
+        text(where, ": ", what, " must be a list or tuple of ", n, " arrays, got ", type_name(object)));
+  if (py::len(object) != n)
+    throw py::value_error(text(where, ": ", what, " must have ", n, " items, got ", py::len(object)));
+  return py::reinterpret_borrow<py::object>(object);
+}
+
 template <class T>
 bool is_native(const py::array& a) {
   return py::isinstance<py::array_t<T>>(a);
@@ -170,9 +179,10 @@ class Tape;
 
 /// What a call is given beside x and the states: None, or what Options makes of it.
 struct Options {
-  py::object mask, dropout_mask, recurrent_dropout_mask, embedding;
+  py::object mask = py::none(), dropout_mask = py::none(), recurrent_dropout_mask = py::none(), embedding = py::none();
   bool zero_output_for_mask = false;
   int threads = 0;
+  py::object zoneout_mask[kMaxStates] = {py::none(), py::none()};
 };
 
 struct Returns {
@@ -183,11 +193,11 @@ struct Returns {
 class Weights {
  public:
   virtual ~Weights() = default;
-  virtual py::tuple forward(const py::array& x, py::handle initial_state, const Options& options, const Returns& returns,
-                            py::handle out, bool training) const = 0;
+  virtual py::tuple forward(const py::array& x, py::handle initial_state, const Options& options,
+                            const Returns& returns, py::handle out, bool training) const = 0;
   virtual std::shared_ptr<Tape> restore_tape(const py::array& saved, const py::array& x, py::handle initial_state,
                                              const Options& options, const Returns& returns) const = 0;
-  virtual int tape_slots() const = 0;
+  virtual int tape_slots(bool zoneout = false) const = 0;
   virtual py::tuple step(const py::array& x, py::handle states, py::handle out) const = 0;
   virtual py::tuple backward(py::handle dy, const Tape& tape, int threads) const = 0;
   virtual py::dtype dtype() const = 0;
@@ -195,9 +205,11 @@ class Weights {
   std::string name, step_name;
   Cell cell;
   CellTraits traits;
-  Index inputs, units;
+  Index inputs, units, outputs;  ///< outputs: how wide h is
   py::array kernel, recurrent_kernel;
-  py::object bias, peephole;  ///< None or arrays
+  py::object bias, peephole, projection;  ///< None or arrays
+
+  Index width(int state) const { return state == 0 ? outputs : units; }
   fastrnn::Activation activations[fastrnn::kActivations];
 };
 
@@ -265,8 +277,8 @@ template <class T>
 class TypedWeights final : public Weights, public std::enable_shared_from_this<TypedWeights<T>> {
  public:
   TypedWeights(const std::string& cell_name, const py::array& kernel_in, const py::array& recurrent_in,
-               const py::object& bias_in, const py::object& peephole_in, py::handle activations_in,
-               const std::string& name_in) {
+               const py::object& bias_in, const py::object& peephole_in, const py::object& projection_in,
+               py::handle activations_in, const std::string& name_in) {
     name = name_in;
     step_name = name + ".step";
     cell = fastrnn::cell_from_name(cell_name);
@@ -277,11 +289,28 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       if (recurrent_in.ndim() != 1 || recurrent_in.shape(0) < 1)
         throw py::value_error(text(name, ": recurrent_kernel must have shape [units] with units >= 1, got ",
                                    to_text(shape_of(recurrent_in))));
+    } else if (!projection_in.is_none()) {
+      if (recurrent_in.ndim() != 2 || recurrent_in.shape(0) < 1 || recurrent_in.shape(1) % G != 0 ||
+          recurrent_in.shape(1) < G * recurrent_in.shape(0))
+        throw py::value_error(text(name, ": recurrent_kernel must have shape [outputs, ", G,
+                                   " * units] with units >= outputs >= 1 to go with a projection, got ",
+                                   to_text(shape_of(recurrent_in))));
     } else if (recurrent_in.ndim() != 2 || recurrent_in.shape(0) < 1 ||
                recurrent_in.shape(1) != G * recurrent_in.shape(0))
       throw py::value_error(text(name, ": recurrent_kernel must have shape [units, ", G,
                                  " * units] with units >= 1, got ", to_text(shape_of(recurrent_in))));
-    units = recurrent_in.shape(0);
+    outputs = recurrent_in.shape(0);
+    units = is_vector() ? outputs : recurrent_in.shape(1) / G;
+    projection = projection_in;
+    if (projection.is_none() == traits.projected)
+      throw py::value_error(text(name, ": projection must be ", traits.projected ? "an array" : "None",
+                                 " for the cell ", cell_name, ", got ", type_name(projection)));
+    if (traits.projected) {
+      const py::array p = as_array(projection, name, "projection");
+      require_dtype_of_weights(p, "projection");
+      require_shape(p, Shape{units, outputs}, name, "projection", "units, outputs");
+      if (!readable_in_place<T>(p)) projection = copied(p);
+    }
     if (kernel_in.ndim() != 2 || kernel_in.shape(1) != G * units)
       throw py::value_error(text(name, ": kernel must have shape [features, ", G * units,
                                  "] to go with a recurrent_kernel of shape ", to_text(shape_of(recurrent_in)), ", got ",
@@ -322,7 +351,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
         call_on<fastrnn::Forward<T>>(tape.x, returns.go_backwards, tape.initial_state, tape.options);
     py::array y;
     if (returns.sequences) {
-      y = out.is_none() ? empty<T>({B, steps, units}, name, "the output") : checked_out_sequence(out, tape);
+      y = out.is_none() ? empty<T>({B, steps, outputs}, name, "the output") : checked_out_sequence(out, tape);
       call.y = static_cast<T*>(const_cast<void*>(y.data()));
       call.y_batch_stride = stride<T>(y, 0);
       call.y_time_stride = stride<T>(y, 1);
@@ -332,13 +361,13 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     py::array final_state[kMaxStates];
     for (int s = 0; s < traits.states; ++s)
       if (returns.state || (s == 0 && !returns.sequences)) {
-        auto state = empty<T>({B, units}, name, "a state");
+        auto state = empty<T>({B, width(s)}, name, "a state");
         call.final_state[s] = state.mutable_data();
         final_state[s] = state;
       }
     if (!returns.sequences) y = final_state[0];
     if (training) {
-      auto saved = empty<T>({B, steps, tape_slots(), units}, name, "the tape");
+      auto saved = empty<T>({B, steps, tape_slots(has_zoneout(tape.options)), units}, name, "the tape");
       call.tape = saved.mutable_data();
       tape.saved = saved;
     }
@@ -357,15 +386,15 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
                                      const Options& options, const Returns& returns) const override {
     Tape tape = tape_of(x, initial_state, options, returns);
     require_dtype<T>(saved, name, "saved");
-    require_shape(saved, Shape{tape.x.shape(0), tape.x.shape(1), tape_slots(), units}, name, "saved",
-                  "batch, time, slots, units");
+    require_shape(saved, Shape{tape.x.shape(0), tape.x.shape(1), tape_slots(has_zoneout(tape.options)), units}, name,
+                  "saved", "batch, time, slots, units");
     tape.saved = contiguous<T>(saved);
     return kept(std::move(tape));
   }
 
-  int tape_slots() const override {
+  int tape_slots(bool zoneout = false) const override {
     if (slots_ == 0) slots_ = fastrnn::tape_slots(packed(fastrnn::Pass::forward));
-    return slots_;
+    return slots_ + (zoneout ? traits.states : 0);
   }
 
   py::tuple step(const py::array& x_in, py::handle states_in, py::handle out_in) const override {
@@ -385,15 +414,15 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     py::object new_states[kMaxStates];
     py::object y;
     if (out_in.is_none()) {
-      auto h = empty<T>({B, units}, where, "the output");
+      auto h = empty<T>({B, outputs}, where, "the output");
       call.y = h.mutable_data();
-      call.y_batch_stride = units;
+      call.y_batch_stride = outputs;
       y = h;
-      for (int s = 0; s < traits.states; ++s) new_states[s] = empty<T>({B, units}, where, "a state");
+      for (int s = 0; s < traits.states; ++s) new_states[s] = empty<T>({B, width(s)}, where, "a state");
     } else {
       const py::object items = sequence_of(out_in, static_cast<std::size_t>(traits.states), where, "out");
       for (int s = 0; s < traits.states; ++s) {
-        new_states[s] = checked_out(items[py::int_(s)], where, {"out", s}, B);
+        new_states[s] = checked_out(items[py::int_(s)], where, {"out", s}, {B, width(s)});
         for (int other = 0; other < s; ++other)
           if (overlap(py::array(new_states[s]), py::array(new_states[other])))
             throw py::value_error(text(where, ": out[", other, "] and out[", s,
@@ -406,7 +435,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
         for (int i = 0; i < traits.states; ++i)
           if (!initial[i].is_none() && overlap(initial[i], written) && !copies[i] &&
               (i == 0 || i != s || data<T>(initial[i]) != data<T>(written))) {
-            const Index bytes = B * units * static_cast<Index>(sizeof(T));
+            const Index bytes = B * width(i) * static_cast<Index>(sizeof(T));
             copies[i] = fastrnn::allocate(bytes);
             std::memcpy(copies[i].get(), call.initial_state[i], static_cast<std::size_t>(bytes));
             call.initial_state[i] = static_cast<const T*>(copies[i].get());
@@ -452,10 +481,11 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       require_shape(a, shape, where, of, "that of what it is the gradient of");
       return rows_contiguous<T>(a);
     };
-    py::object dy = gradient(given[0], "dy", tape.returns.sequences ? Shape{B, steps, units} : Shape{B, units});
+    py::object dy = gradient(given[0], "dy", tape.returns.sequences ? Shape{B, steps, outputs} : Shape{B, outputs});
     py::object dfinal[kMaxStates];
     for (int s = 0; s < traits.states; ++s) {
-      dfinal[s] = tape.returns.state ? gradient(given[1 + s], s == 0 ? "dh" : "dc", {B, units}) : py::object(py::none());
+      dfinal[s] =
+          tape.returns.state ? gradient(given[1 + s], s == 0 ? "dh" : "dc", {B, width(s)}) : py::object(py::none());
       if (!dfinal[s].is_none()) dfinal[s] = contiguous<T>(dfinal[s]);
     }
     if (!tape.returns.sequences && !dy.is_none() && has_empty_rows(tape.options)) {
@@ -498,10 +528,15 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       call.dparameters = dpeephole.mutable_data();
       weights_gradient.append(dpeephole);
     }
+    if (!projection.is_none()) {
+      auto dprojection = empty<T>({units, outputs}, where, "a gradient");
+      call.dprojection = dprojection.mutable_data();
+      weights_gradient.append(dprojection);
+    }
     py::list dinitial;
     for (int s = 0; s < traits.states; ++s) {
       if (!dfinal[s].is_none()) call.dfinal_state[s] = data<T>(dfinal[s]);
-      auto d = empty<T>({B, units}, where, "a gradient");
+      auto d = empty<T>({B, width(s)}, where, "a gradient");
       call.dinitial_state[s] = d.mutable_data();
       dinitial.append(d);
     }
@@ -541,8 +576,8 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
   py::array checked_out_sequence(py::handle object, const Tape& tape) const {
     const py::array out = as_array(object, name, "out");
     require_dtype<T>(out, name, "out");
-    require_shape(out, Shape{tape.x.shape(0), tape.x.shape(1), units}, name, "out", "batch, time, units");
-    const bool in_place = readable_in_place<T>(out) && (units == 1 || stride<T>(out, 2) == 1);
+    require_shape(out, Shape{tape.x.shape(0), tape.x.shape(1), outputs}, name, "out", "batch, time, units");
+    const bool in_place = readable_in_place<T>(out) && (outputs == 1 || stride<T>(out, 2) == 1);
     const bool own = (out.shape(0) < 2 || stride<T>(out, 0) != 0) && (out.shape(1) < 2 || stride<T>(out, 1) != 0);
     if (!out.writeable() || !in_place || !own)
       throw py::value_error(text(name, ": out must be writable, with the units of a step next to each other, got an ",
@@ -649,8 +684,8 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
   }
   void clear_empty_rows(const Options& options, const py::array& y) const {
     for_each_empty_row(options, [&](Index b) {
-      T* const row = const_cast<T*>(data<T>(y)) + b * units;
-      std::fill(row, row + units, T(0));
+      T* const row = const_cast<T*>(data<T>(y)) + b * outputs;
+      std::fill(row, row + outputs, T(0));
     });
   }
 
@@ -676,8 +711,20 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       return contiguous<T>(a);
     };
     options.dropout_mask = factors(given.dropout_mask, "dropout_mask", inputs, true);
-    options.recurrent_dropout_mask = factors(given.recurrent_dropout_mask, "recurrent_dropout_mask", units, false);
+    options.recurrent_dropout_mask = factors(given.recurrent_dropout_mask, "recurrent_dropout_mask", outputs, false);
+    for (int s = 0; s < traits.states; ++s) {
+      const py::object& of_state = given.zoneout_mask[s];
+      if (of_state.is_none()) continue;
+      const Label label{"zoneout_mask", s};
+      const py::array a = as_array(of_state, name, label);
+      require_dtype<T>(a, name, label);
+      require_shape(a, Shape{B, steps, width(s)}, name, label, "batch, time, units");
+      options.zoneout_mask[s] = rows_contiguous<T>(a);
+    }
     return options;
+  }
+  static bool has_zoneout(const Options& options) {
+    return !options.zoneout_mask[0].is_none() || !options.zoneout_mask[1].is_none();
   }
   static py::array sum(const py::array& a, const py::array& b) {
     py::array_t<T> total(shape_of(a));
@@ -702,42 +749,35 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     return rows_contiguous<T>(x);
   }
 
-  static py::object sequence_of(py::handle object, std::size_t n, const std::string& where, const char* what) {
-    if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object))
-      throw py::type_error(
-          text(where, ": ", what, " must be a list or tuple of ", n, " arrays, got ", type_name(object)));
-    if (py::len(object) != n)
-      throw py::value_error(text(where, ": ", what, " must have ", n, " items, got ", py::len(object)));
-    return py::reinterpret_borrow<py::object>(object);
-  }
-
   /// None, a list of one [B, H] or None per state, or for a cell with one state that array itself.
   void checked_states(py::handle states, const std::string& where, const char* what, Index B,
                       py::object (&to)[kMaxStates]) const {
     for (py::object& state : to) state = py::none();
     if (states.is_none()) return;
     if (traits.states == 1 && py::isinstance<py::array>(states)) {
-      to[0] = checked_state(states, where, what, B);
+      to[0] = checked_state(states, where, what, {B, outputs});
       return;
     }
     const py::object items = sequence_of(states, static_cast<std::size_t>(traits.states), where, what);
     for (int s = 0; s < traits.states; ++s) {
       const py::object state = items[py::int_(s)];
-      if (!state.is_none()) to[s] = checked_state(state, where, {what, s}, B);
+      if (!state.is_none()) to[s] = checked_state(state, where, {what, s}, {B, width(s)});
     }
   }
-  py::array checked_state(py::handle state, const std::string& where, Label what, Index B) const {
+  py::array checked_state(py::handle state, const std::string& where, Label what,
+                          std::initializer_list<Index> shape) const {
     const py::array a = as_array(state, where, what);
     require_dtype<T>(a, where, what);
-    require_shape(a, std::initializer_list<Index>{B, units}, where, what, "batch, units");
+    require_shape(a, shape, where, what, "batch, units");
     return contiguous<T>(a);
   }
 
   /// An array that a step writes a state to.
-  py::array checked_out(py::handle object, const std::string& where, Label what, Index B) const {
+  py::array checked_out(py::handle object, const std::string& where, Label what,
+                        std::initializer_list<Index> shape) const {
     const py::array a = as_array(object, where, what);
     require_dtype<T>(a, where, what);
-    require_shape(a, std::initializer_list<Index>{B, units}, where, what, "batch, units");
+    require_shape(a, shape, where, what, "batch, units");
     if (!a.writeable() || !(a.flags() & py::array::c_style) || !readable_in_place<T>(a))
       throw py::value_error(text(where, ": ", what, " must be writable and contiguous, got an array that is ",
                                  a.writeable() ? "not contiguous" : "read-only",
@@ -780,6 +820,13 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     if (!options.dropout_mask.is_none() && !shares_dropout_mask(options))
       call.input_factors = data<T>(options.dropout_mask);
     if (!options.recurrent_dropout_mask.is_none()) call.recurrent_factors = data<T>(options.recurrent_dropout_mask);
+    for (int s = 0; s < traits.states; ++s) {
+      if (options.zoneout_mask[s].is_none()) continue;
+      const py::array mask = options.zoneout_mask[s];
+      call.zoneout_batch_stride[s] = stride<T>(mask, 0);
+      call.zoneout_time_stride[s] = backwards ? -stride<T>(mask, 1) : stride<T>(mask, 1);
+      call.zoneout[s] = data<T>(mask) + (backwards ? (call.time - 1) * stride<T>(mask, 1) : 0);
+    }
     call.threads = options.threads;
     return call;
   }
@@ -817,6 +864,10 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       return fastrnn::MatrixView<T>{data<T>(a), stride<T>(a, 0), stride<T>(a, 1)};
     };
     view_ = {cell, inputs, units, matrix(kernel), {nullptr, 0, 0}, {nullptr, 0, 0}};
+    if (!projection.is_none()) {
+      view_.outputs = outputs;
+      view_.projection = matrix(projection);
+    }
     if (is_vector())
       view_.parameters = {data<T>(recurrent_kernel), 0, stride<T>(recurrent_kernel, 0)};
     else
@@ -838,14 +889,14 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 };
 
 std::shared_ptr<Weights> make_weights(const std::string& cell, py::handle kernel_in, py::handle recurrent_in,
-                                      const py::object& bias, const py::object& peephole, py::handle activations,
-                                      const py::object& name_in) {
+                                      const py::object& bias, const py::object& peephole, const py::object& projection,
+                                      py::handle activations, const py::object& name_in) {
   const std::string name = name_in.is_none() ? cell : py::cast<std::string>(name_in);
   const py::array kernel = as_array(kernel_in, name, "kernel");
   const py::array recurrent = as_array(recurrent_in, name, "recurrent_kernel");
   const auto make = [&](auto zero) -> std::shared_ptr<Weights> {
-    auto weights =
-        std::make_shared<TypedWeights<decltype(zero)>>(cell, kernel, recurrent, bias, peephole, activations, name);
+    auto weights = std::make_shared<TypedWeights<decltype(zero)>>(cell, kernel, recurrent, bias, peephole, projection,
+                                                                  activations, name);
     weights->prepare();
     return weights;
   };
@@ -872,18 +923,28 @@ void require_threads(int threads, const std::string& where) {
 /// Functions take the holder, not a reference: pybind11 refuses it for an object that was made without its constructor.
 using Held = std::shared_ptr<Weights>;
 
+/// None, or a list of one array or None per state.
+void read_zoneout(py::handle given, const Weights& weights, Options& to) {
+  if (given.is_none()) return;
+  const py::object items =
+      sequence_of(given, static_cast<std::size_t>(weights.traits.states), weights.name, "zoneout_mask");
+  for (int s = 0; s < weights.traits.states; ++s) to.zoneout_mask[s] = items[py::int_(s)];
+}
+
 py::tuple forward(const Held& weights, py::handle x, py::handle initial_state, py::handle return_sequences,
                   py::handle return_state, py::handle go_backwards, py::handle training, const py::object& mask,
                   py::handle zero_output_for_mask, const py::object& dropout_mask,
-                  const py::object& recurrent_dropout_mask, const py::object& embedding, py::handle out, int threads) {
+                  const py::object& recurrent_dropout_mask, py::handle zoneout_mask, const py::object& embedding,
+                  py::handle out, int threads) {
   const std::string& where = weights->name;
   require_threads(threads, where);
-  const Options options{mask,
-                        dropout_mask,
-                        recurrent_dropout_mask,
-                        embedding,
-                        flag(zero_output_for_mask, where, "zero_output_for_mask"),
-                        threads};
+  Options options{mask,
+                  dropout_mask,
+                  recurrent_dropout_mask,
+                  embedding,
+                  flag(zero_output_for_mask, where, "zero_output_for_mask"),
+                  threads};
+  read_zoneout(zoneout_mask, *weights, options);
   return weights->forward(as_array(x, where, "x"), initial_state, options,
                           {flag(return_sequences, where, "return_sequences"), flag(return_state, where, "return_state"),
                            flag(go_backwards, where, "go_backwards")},
@@ -893,10 +954,12 @@ py::tuple forward(const Held& weights, py::handle x, py::handle initial_state, p
 std::shared_ptr<Tape> restore_tape(const Held& weights, py::handle saved, py::handle x, py::handle initial_state,
                                    bool return_sequences, bool return_state, bool go_backwards, const py::object& mask,
                                    bool zero_output_for_mask, const py::object& dropout_mask,
-                                   const py::object& recurrent_dropout_mask, const py::object& embedding) {
+                                   const py::object& recurrent_dropout_mask, py::handle zoneout_mask,
+                                   const py::object& embedding) {
+  Options options{mask, dropout_mask, recurrent_dropout_mask, embedding, zero_output_for_mask, 0};
+  read_zoneout(zoneout_mask, *weights, options);
   return weights->restore_tape(as_array(saved, weights->name, "saved"), as_array(x, weights->name, "x"), initial_state,
-                               {mask, dropout_mask, recurrent_dropout_mask, embedding, zero_output_for_mask, 0},
-                               {return_sequences, return_state, go_backwards});
+                               options, {return_sequences, return_state, go_backwards});
 }
 
 py::tuple backward(py::handle dy, py::handle tape_in, int threads) {
@@ -913,7 +976,7 @@ py::tuple backward(py::handle dy, py::handle tape_in, int threads) {
     py::tuple gradients = tape.weights->backward(dy, tape, threads);
     tape.saved = py::array();  // the memory
     tape.x = py::array();
-    tape.options = {py::none(), py::none(), py::none(), py::none()};
+    tape.options = Options();
     for (py::object& state : tape.initial_state) state = py::none();
     return gradients;
   } catch (...) {
@@ -959,10 +1022,11 @@ PYBIND11_MODULE(_core, m) {
                                                 "The weights of one cell, packed for the kernels when first used.")
       .def(py::init(&make_weights), py::arg("cell"), py::arg("kernel"), py::arg("recurrent_kernel"),
            py::arg("bias") = py::none(), py::kw_only(), py::arg("peephole") = py::none(),
-           py::arg("activations") = py::none(), py::arg("name") = py::none())
+           py::arg("projection") = py::none(), py::arg("activations") = py::none(), py::arg("name") = py::none())
       .def_property_readonly("cell", [](const Held& w) { return w->traits.name; })
       .def_property_readonly("inputs", [](const Held& w) { return w->inputs; })
       .def_property_readonly("units", [](const Held& w) { return w->units; })
+      .def_property_readonly("outputs", [](const Held& w) { return w->outputs; })
       .def_property_readonly("name", [](const Held& w) { return w->name; })
       .def_property_readonly("dtype", [](const Held& w) { return w->dtype(); })
       .def_property_readonly("tape_slots", [](const Held& w) { return w->tape_slots(); })
@@ -979,6 +1043,7 @@ PYBIND11_MODULE(_core, m) {
         arrays.append(w->recurrent_kernel);
         if (!w->bias.is_none()) arrays.append(w->bias);
         if (!w->peephole.is_none()) arrays.append(w->peephole);
+        if (!w->projection.is_none()) arrays.append(w->projection);
         return arrays;
       });
 
@@ -1001,11 +1066,11 @@ PYBIND11_MODULE(_core, m) {
   m.def("forward", &forward, py::arg("weights"), py::arg("x"), py::arg("initial_state"), py::arg("return_sequences"),
         py::arg("return_state"), py::arg("go_backwards"), py::arg("training"), py::arg("mask"),
         py::arg("zero_output_for_mask"), py::arg("dropout_mask"), py::arg("recurrent_dropout_mask"),
-        py::arg("embedding"), py::arg("out"), py::arg("threads"));
+        py::arg("zoneout_mask"), py::arg("embedding"), py::arg("out"), py::arg("threads"));
   m.def("restore_tape", &restore_tape, py::arg("weights"), py::arg("saved"), py::arg("x"),
         py::arg("initial_state") = py::none(), py::kw_only(), py::arg("return_sequences"), py::arg("return_state"),
         py::arg("go_backwards"), py::arg("mask"), py::arg("zero_output_for_mask"), py::arg("dropout_mask"),
-        py::arg("recurrent_dropout_mask"), py::arg("embedding"));
+        py::arg("recurrent_dropout_mask"), py::arg("zoneout_mask"), py::arg("embedding"));
   m.def("backward", &backward, py::arg("dy"), py::arg("tape"), py::arg("threads"));
   m.def(
       "step",

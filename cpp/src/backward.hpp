@@ -9,6 +9,8 @@
 // over rows and steps in one fixed order: the same bits for any number of threads.
 #pragma once
 
+#include <array>
+
 #include "sequence.hpp"
 
 namespace fastrnn {
@@ -17,9 +19,18 @@ namespace {
 
 template <class T>
 struct WeightGradients {
-  enum { kernel, recurrent, bias, parameters, count };
+  enum { kernel, recurrent, bias, parameters, projection, count };
   T* of[count];
 };
+
+/// How many elements each has.
+template <class T>
+std::array<Index, WeightGradients<T>::count> weight_sizes(const Sequence<T>& seq) {
+  const CellTraits& traits = seq.cell.traits;
+  const Index columns = seq.G * seq.H;
+  return {seq.I * columns, seq.cell.stage[0].depth(seq.sizes) * columns, traits.bias_rows * columns,
+          traits.parameters * seq.H, traits.projected ? seq.H * seq.sizes.outputs : 0};
+}
 
 /// Carries the gradient of some rows of the batch back through all time steps.
 template <class T>
@@ -43,10 +54,11 @@ class BackwardRows {
     for (int s = 0; s < cell_.stages; ++s) {
       const StageInfo<T>& stage = cell_.stage[s];
       dsums_[s] = arena.take<T>(chunk_rows_ * stage.sums() * seq_.panels.padded_units);
-      operand_columns_[s] = arena.take<T>(left_sides(stage, false) * columns_size(stage.recurrent_depth(H_)));
+      operand_columns_[s] = arena.take<T>(left_sides(stage, false) * columns_size(stage.depth(seq_.sizes)));
       for (bool input : {true, false})
         for (int g = 0; g < left_sides(stage, input); ++g)
-          runs_[s][input][g] = {arena.take<Run<T>>(stage.blocks(H_).count() * stage.gates), arena.take<Index>(1)};
+          runs_[s][input][g] = {arena.take<Run<T>>(stage.blocks(seq_.sizes).count() * stage.gates),
+                                arena.take<Index>(1)};
     }
   }
 
@@ -59,11 +71,12 @@ class BackwardRows {
     for (int s = 0; team.index == 0 && s < cell_.stages; ++s)
       for (bool input : {true, false})
         for (int g = 0; g < left_sides(cell_.stage[s], input); ++g)
-          list_runs(s, input, apart(input) ? g : kAllGates, runs_[s][input][g]);
+          list_runs(s, input, apart(cell_.stage[s], input) ? g : kAllGates, runs_[s][input][g]);
     for (int s = 0; s < seq_.states; ++s)
       for (Index b = mine.begin; b < mine.end; ++b) {
         const T* from = call_.dfinal_state[s];
-        copy(from ? from + seq_.schedule.row(rows.begin + b) * H_ : seq_.zeros(), d_[s] + b * d_stride_, H_);
+        copy(from ? from + seq_.schedule.row(rows.begin + b) * seq_.width(s) : seq_.zeros(), d_[s] + b * d_stride_,
+             seq_.width(s));
       }
     for (Index b = mine.begin; call_.dx && seq_.schedule.masked() && b < mine.end; ++b)
       for (Index t = 0; t < call_.time; ++t)
@@ -80,7 +93,8 @@ class BackwardRows {
     }
     for (int s = 0; s < seq_.states; ++s)
       for (Index b = mine.begin; call_.dinitial_state[s] && b < mine.end; ++b)
-        copy(d_[s] + b * d_stride_, call_.dinitial_state[s] + seq_.schedule.row(rows.begin + b) * H_, H_);
+        copy(d_[s] + b * d_stride_, call_.dinitial_state[s] + seq_.schedule.row(rows.begin + b) * seq_.width(s),
+             seq_.width(s));
     return team.barrier();
   }
 
@@ -89,10 +103,8 @@ class BackwardRows {
 
   /// The gradients of no step at all.
   void set_to_zero() const {
-    const Index columns = seq_.G * H_;
-    const Index sizes[] = {I_ * columns, H_ * columns, cell_.traits.bias_rows * columns, cell_.traits.parameters * H_};
     for (int i = 0; i < WeightGradients<T>::count; ++i)
-      if (gradients_.of[i]) fill_zero(gradients_.of[i], sizes[i]);
+      if (gradients_.of[i]) fill_zero(gradients_.of[i], weight_sizes(seq_)[i]);
   }
 
   /// Steps [t0, t0 + steps) of the rows of the batch in `rows`. Its rows are numbered step by step.
@@ -123,10 +135,10 @@ class BackwardRows {
       const Range rows{all.begin, larger(all.begin, smaller(all.end, chunk.active(t)))};
       for (int s = cell_.stages - 1; s >= 0; --s) {
         const StageInfo<T>& stage = cell_.stage[s];
-        cell_backward(s, chunk, t, rows, divided(stage.blocks(H_).count(), team));
+        cell_backward(s, chunk, t, rows, divided(stage.blocks(seq_.sizes).count(), team));
         if (by_units_ && !team.barrier()) return false;
         if (stage.operand == kNothing) continue;
-        const Blocks<T> columns = output_blocks<T>(H_);
+        const Blocks<T> columns = output_blocks<T>(stage.depth(seq_.sizes));
         const Range outputs = divided(columns.count(), team);
         T* to = stage.operand == kHidden ? d_[0] : doperand_;  // h_prev on top of what is in d; another operand alone
         T* row[kRowsAtOnce];
@@ -136,7 +148,7 @@ class BackwardRows {
                          [&](int g, Index m) {
                            return seq_.recurrent_factors(chunk.rows.begin + rows.begin + m, stage.first_gate + g);
                          });
-          if (!team.proceed(rows.size() * stage.gates * H_ * columns.width(block))) return false;
+          if (!team.proceed(rows.size() * stage.gates * stage.units(seq_.sizes) * columns.width(block))) return false;
         }
         if (by_units_ && !team.barrier()) return false;
       }
@@ -156,11 +168,13 @@ class BackwardRows {
         const StageInfo<T>& stage = cell_.stage[s];
         if (stage.operand == kNothing) continue;
         const Rows<const T> operand = stage.operand >= 0 ? slot(t, stage.operand) : state_before(t, 0);
+        const Index depth = stage.depth(seq_.sizes);
         for (Index b = begin; b < end; ++b)
           for (int g = 0; g < left_sides(stage, false); ++g)
-            gather_columns(operand[chunk.rows.begin + b],
-                           seq_.recurrent_factors(chunk.rows.begin + b, stage.first_gate + g), H_, first + b,
-                           operand_columns_[s] + g * columns_size(H_));
+            gather_columns(
+                operand[chunk.rows.begin + b],
+                apart(stage, false) ? seq_.recurrent_factors(chunk.rows.begin + b, stage.first_gate + g) : nullptr,
+                depth, first + b, operand_columns_[s] + g * columns_size(depth));
       }
     }
     return true;
@@ -168,8 +182,10 @@ class BackwardRows {
 
   Range divided(Index n, const Team& team) const { return by_units_ ? part(n, team.index, team.size) : Range{0, n}; }
   /// Whether the gates have left sides of their own in the products with W (input) or U, and how many there are.
-  bool apart(bool input) const { return input ? call_.input_factors : call_.recurrent_factors; }
-  int left_sides(const StageInfo<T>& stage, bool input) const { return apart(input) ? stage.gates : 1; }
+  bool apart(const StageInfo<T>& stage, bool input) const {
+    return !stage.projects && (input ? call_.input_factors : call_.recurrent_factors);
+  }
+  int left_sides(const StageInfo<T>& stage, bool input) const { return apart(stage, input) ? stage.gates : 1; }
   Index columns_size(Index n) const { return ceil_div(n, kTileRows) * kTileRows * chunk_rows_; }
   Rows<const T> slot(Index t, int i) const { return seq_.tape_slot(call_.tape, t, i); }
   Rows<const T> state_before(Index t, int s) const {
@@ -177,7 +193,7 @@ class BackwardRows {
   }
   /// The gradients of the sums of a block, from chunk row r on.
   FASTRNN_INLINE T* dsums(int s, Index block, Index r) const {
-    const Blocks<T> blocks = cell_.stage[s].blocks(H_);
+    const Blocks<T> blocks = cell_.stage[s].blocks(seq_.sizes);
     return dsums_[s] + (blocks.first(block) * chunk_rows_ + r * blocks.width(block)) * cell_.stage[s].sums();
   }
 
@@ -185,6 +201,9 @@ class BackwardRows {
   void cell_backward(int s, const Chunk& chunk, Index t, Range rows, Range mine) {
     CellRowsBack<T> at;
     at.units = H_;
+    at.outputs = seq_.sizes.outputs;
+    const CallRows<const T> zoneout[kMaxStates] = {seq_.zoneout(0, t), seq_.zoneout(1, t)};
+    at.zoneout = seq_.zoneout() ? zoneout : nullptr;
     at.parameters = seq_.panels.parameters;
     at.parameter_stride = seq_.panels.padded_units;
     at.activations = seq_.activations;
@@ -197,7 +216,7 @@ class BackwardRows {
       at.prev[i] = state_before(t, i);
       at.d[i] = {d_[i], d_stride_};
     }
-    const Blocks<T> blocks = cell_.stage[s].blocks(H_);
+    const Blocks<T> blocks = cell_.stage[s].blocks(seq_.sizes);
     for (Index block = mine.begin; block < mine.end; ++block) {
       const Patch patch{chunk.rows.begin + rows.begin, rows.size(),
                         blocks.first(block),           blocks.used(block),
@@ -214,7 +233,7 @@ class BackwardRows {
   };
   void list_runs(int s, bool input, int only, const RunList& list) const {
     const StageInfo<T>& stage = cell_.stage[s];
-    const Blocks<T> blocks = stage.blocks(H_);
+    const Blocks<T> blocks = stage.blocks(seq_.sizes);
     const bool all = only == kAllGates;
     Index count = 0;
     for (Index block = 0; block < blocks.count(); ++block) {
@@ -236,18 +255,19 @@ class BackwardRows {
   template <class F>
   void multiply_gates(int s, bool input, const Blocks<T>& columns, Index block, Index row, Index rows, T* const* to,
                       bool add, F&& factor) const {
+    const StageInfo<T>& stage = cell_.stage[s];
     const RunList* const lists = runs_[s][input];
     const Index first = columns.first(block);
     const T* const panel =
-        (input ? seq_.panels.kernel[s] : seq_.panels.recurrent[s]) + first * cell_.stage[s].gates * H_;
+        (input ? seq_.panels.kernel[s] : seq_.panels.recurrent[s]) + first * stage.gates * stage.units(seq_.sizes);
     with_vectors<T, kTileVectors>(columns.is_half(block), columns.used(block), [&](auto vector, auto n) {
       const auto multiply = [&](int g, const T* const* factors) {
         multiply_runs<decltype(vector), n()>(lists[g].run, *lists[g].count, row, rows, panel, to, first,
                                              columns.valid(block), add || g > 0, factors);
       };
-      if (!apart(input)) return multiply(0, nullptr);
+      if (!apart(stage, input)) return multiply(0, nullptr);
       const T* factors[kMostChunkRows];
-      for (int g = 0; g < cell_.stage[s].gates; ++g) {
+      for (int g = 0; g < stage.gates; ++g) {
         for (Index m = 0; m < rows; ++m) factors[m] = factor(g, m);
         multiply(g, factors);
       }
@@ -273,9 +293,10 @@ class BackwardRows {
     if (call_.dx && !input_gradient(chunk, team)) return false;
     for (int s = 0; s < cell_.stages; ++s) {
       const StageInfo<T>& stage = cell_.stage[s];
-      if (!weight_gradient(s, true, chunk, team)) return false;
+      if (!stage.projects && !weight_gradient(s, true, chunk, team)) return false;
       if (stage.operand != kNothing && !weight_gradient(s, false, chunk, team)) return false;
-      const Blocks<T> blocks = stage.blocks(H_);
+      if (stage.projects) continue;  // it has no bias
+      const Blocks<T> blocks = stage.blocks(seq_.sizes);
       const Range mine = part(blocks.count(), team.index, team.size);
       for (Index block = mine.begin; block < mine.end; ++block)
         with_vectors<T, 1>(blocks.is_half(block), 1,
@@ -296,7 +317,7 @@ class BackwardRows {
     }
     const Blocks<T> outputs = output_blocks<T>(I_);
     for (Index block = 0; block < outputs.count(); ++block) {
-      for (int s = 0; s < cell_.stages; ++s)
+      for (int s = 0; s < cell_.stages && !cell_.stage[s].projects; ++s)
         multiply_gates(s, true, outputs, block, rows.begin, rows.size(), row, s > 0,
                        [&](int g, Index m) { return seq_.input_factors(batch_row[m], cell_.stage[s].first_gate + g); });
       if (!team.proceed(rows.size() * outputs.width(block) * seq_.G * H_)) return false;
@@ -306,9 +327,9 @@ class BackwardRows {
 
   /// dW += xT.dsums (input) or dU += operandT.dsums.
   bool weight_gradient(int s, bool input, const Chunk& chunk, Team& team) {
-    const Index depth = input ? I_ : H_;
     const StageInfo<T>& stage = cell_.stage[s];
-    const Blocks<T> blocks = stage.blocks(H_);
+    const Index depth = input ? I_ : stage.depth(seq_.sizes);
+    const Blocks<T> blocks = stage.blocks(seq_.sizes);
     const Index tiles = ceil_div(depth, kTileRows);
     const Range mine = part(blocks.count() * tiles, team.index, team.size);
     const T* const columns = input ? x_columns_ : operand_columns_[s];
@@ -316,14 +337,13 @@ class BackwardRows {
       const Index block = item / tiles, end = smaller(mine.end, (block + 1) * tiles), begin = item;
       for (int gate = 0; gate < left_sides(stage, input); ++gate) {  // one after the other, or all at once
         const OuterProduct<T> whole =
-            outer_product(s, input, block, gate, apart(input) ? gate + 1 : stage.gates, chunk);
-        const Index left_gate = input && apart(input) ? stage.first_gate + gate : gate;
+            outer_product(s, input, block, gate, apart(stage, input) ? gate + 1 : stage.gates, chunk);
+        const Index left_gate = input && apart(stage, input) ? stage.first_gate + gate : gate;
         for (item = begin; item < end; ++item) {
           const Index i = (item - block * tiles) * kTileRows;
           OuterProduct<T> product = whole;
           product.left = columns + left_gate * columns_size(depth) + i * chunk_rows_;
-          product.to =
-              gradients_.of[input ? WeightGradients<T>::kernel : WeightGradients<T>::recurrent] + i * seq_.G * H_;
+          product.to += i * product.to_stride;
           product.rows = smaller(kTileRows, depth - i);
           if (blocks.is_half(block))
             product.template run<HalfVec<T>>();
@@ -340,13 +360,16 @@ class BackwardRows {
   OuterProduct<T> outer_product(int s, bool input, Index block, int first_gate, int end_gate,
                                 const Chunk& chunk) const {
     const StageInfo<T>& stage = cell_.stage[s];
-    const Blocks<T> blocks = stage.blocks(H_);
+    const Blocks<T> blocks = stage.blocks(seq_.sizes);
     const Index vectors = blocks.used(block), lanes = blocks.width(block) / vectors;
     OuterProduct<T> product;
     product.right = dsums(s, block, 0);
     product.right_step = stage.sums() * blocks.width(block);
     product.depth = chunk.size();
-    product.to_stride = seq_.G * H_;
+    product.to = gradients_.of[input            ? WeightGradients<T>::kernel
+                               : stage.projects ? WeightGradients<T>::projection
+                                                : WeightGradients<T>::recurrent];
+    product.to_stride = stage.projects ? stage.units(seq_.sizes) : seq_.G * H_;
     product.vectors = (end_gate - first_gate) * vectors;
     product.add = chunk.add;
     Index v = 0;
@@ -355,7 +378,7 @@ class BackwardRows {
         const Index unit = blocks.first(block) + n * lanes;
         product.right_offset[v] = ((input ? g : stage.recurrent_sum(g)) * vectors + n) * lanes;
         product.to_offset[v] = (stage.first_gate + g) * H_ + unit;
-        product.lanes[v] = H_ - unit;
+        product.lanes[v] = stage.units(seq_.sizes) - unit;
       }
     return product;
   }
@@ -365,7 +388,7 @@ class BackwardRows {
   void bias_gradient(int s, const Chunk& chunk, Index block) const {
     constexpr int L = kLanes<V>, most = 2 * kTileVectors;
     const StageInfo<T>& stage = cell_.stage[s];
-    const Blocks<T> blocks = stage.blocks(H_);
+    const Blocks<T> blocks = stage.blocks(seq_.sizes);
     const Index vectors = blocks.used(block), count = stage.sums() * vectors;
     V total[most];
     with_constant<most>(count, [&](auto n) {
@@ -458,11 +481,9 @@ class BackwardPass {
 
  private:
   BackwardPass(const PackedView<T>& weights, const Backward<T>& call, int threads, Arena arena)
-      : seq_(weights, Pass::backward, call, arena),
-        call_(call),
-        sizes_{seq_.I * seq_.G * seq_.H, seq_.cell.stage[0].recurrent_depth(seq_.H) * seq_.G * seq_.H,
-               call.dbias ? seq_.cell.traits.bias_rows * seq_.G * seq_.H : 0, seq_.cell.traits.parameters * seq_.H} {
+      : seq_(weights, Pass::backward, call, arena), call_(call), sizes_(weight_sizes(seq_)) {
     const Index H = seq_.H;
+    if (!call.dbias) sizes_[WeightGradients<T>::bias] = 0;
     for (Index size : sizes_) elements_ += size;
     const bool large = sizes_[1] * Index(sizeof(T)) > kCached && call.batch >= 4 * kLargePartRows;
     parts_ = smaller(call.batch / (large ? kLargePartRows : kPartRows), kMostParts);
@@ -483,7 +504,7 @@ class BackwardPass {
   }
 
   WeightGradients<T> gradients_of(Index part) const {
-    if (part == 0) return {{call_.dkernel, call_.drecurrent_kernel, call_.dbias, call_.dparameters}};
+    if (part == 0) return {{call_.dkernel, call_.drecurrent_kernel, call_.dbias, call_.dparameters, call_.dprojection}};
     WeightGradients<T> gradients;
     T* next = partial_ + (part - 1) * elements_;
     for (int j = 0; j < WeightGradients<T>::count; next += sizes_[j++]) gradients.of[j] = sizes_[j] ? next : nullptr;
@@ -492,8 +513,8 @@ class BackwardPass {
 
   Sequence<T> seq_;
   const Backward<T>& call_;
-  const Index sizes_[WeightGradients<T>::count];  ///< elements of each
-  Index elements_ = 0;                            ///< of all together
+  std::array<Index, WeightGradients<T>::count> sizes_;  ///< elements of each
+  Index elements_ = 0;                                  ///< of all together
   Index parts_;
   Index rows_, chunk_rows_;  ///< at once, of a part
   Division division_;

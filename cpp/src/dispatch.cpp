@@ -190,12 +190,17 @@ struct PackedWeights<T>::Impl {
   const Kernels& kernels;
   Pass pass;
   Cell cell;
-  std::int64_t inputs, units;
+  std::int64_t inputs, units, outputs;
   Activation activations[kActivations];
   Memory memory;
 
   PackedView<T> view() const {
-    return {cell, inputs, units, static_cast<const T*>(memory.get()), {activations[0], activations[1], activations[2]}};
+    return {cell,
+            inputs,
+            units,
+            outputs,
+            static_cast<const T*>(memory.get()),
+            {activations[0], activations[1], activations[2]}};
   }
 };
 
@@ -203,10 +208,11 @@ template <class T>
 PackedWeights<T>::PackedWeights(const Weights<T>& w, Pass pass) {
   require(w.units >= 1 && w.inputs >= 0, "units must be at least 1 and inputs at least 0");
   const CellTraits traits = cell_traits(w.cell);
+  require(!traits.projected || (w.outputs >= 1 && w.outputs <= w.units), "outputs must be from 1 to units");
   require_size({w.inputs + w.units, w.units, traits.gates, sizeof(T)});
   const Kernels& chosen = fastrnn::kernels();
   const KernelTable<T>& table = table_of<T>(chosen);
-  Memory memory = allocate(table.packed_size(w.cell, pass, w.inputs, w.units));
+  Memory memory = allocate(table.packed_size(w, pass));
   constexpr double kWorkPerElement = 8;  // copying a weight takes as long as so many fused multiply-adds
   const Threads threads(kWorkPerElement * double(w.inputs + w.units) * double(w.units) * traits.gates);
   table.pack(w, pass, static_cast<T*>(memory.get()), threads);
@@ -215,6 +221,7 @@ PackedWeights<T>::PackedWeights(const Weights<T>& w, Pass pass) {
                        w.cell,
                        w.inputs,
                        w.units,
+                       traits.projected ? w.outputs : w.units,
                        {w.activations[0], w.activations[1], w.activations[2]},
                        std::move(memory)});
 }
@@ -237,14 +244,18 @@ std::int64_t PackedWeights<T>::units() const {
   return impl_->units;
 }
 template <class T>
+std::int64_t PackedWeights<T>::outputs() const {
+  return impl_->outputs;
+}
+template <class T>
 const char* PackedWeights<T>::isa() const {
   return impl_->kernels.isa;
 }
 
 template <class T>
-int tape_slots(const PackedWeights<T>& weights) {
+int tape_slots(const PackedWeights<T>& weights, bool zoneout) {
   const auto& w = weights.impl();
-  return table_of<T>(w.kernels).tape_slots(w.view());
+  return table_of<T>(w.kernels).tape_slots(w.view()) + (zoneout ? cell_traits(w.cell).states : 0);
 }
 
 /// What both passes ask of what they share.
@@ -254,7 +265,7 @@ void require_call(const PackedWeights<T>& weights, const Call<T>& call, bool kee
   require(call.batch >= 0 && call.time >= 0, "batch and time must not be negative");
   require(call.ids ? bool(call.embedding) : call.x || call.batch == 0 || call.time == 0 || w.inputs == 0,
           "x, or with ids the embedding, must not be null");
-  require_size({call.batch, w.units, tape_slots(weights), keeps_all ? call.time : 1, sizeof(T)});
+  require_size({call.batch, w.units, tape_slots(weights, true), keeps_all ? call.time : 1, sizeof(T)});
 }
 
 static std::atomic<std::int64_t> calls[kCells][2];
@@ -285,6 +296,7 @@ bool backward(const PackedWeights<T>& weights, const Backward<T>& call) {
   require(call.batch == 0 || call.time == 0 || call.tape, "tape must not be null");
   require(call.dkernel || w.inputs == 0, "dkernel must not be null");
   require(call.drecurrent_kernel || w.cell == Cell::indrnn, "drecurrent_kernel must not be null");
+  require(call.dprojection || !cell_traits(w.cell).projected, "dprojection must not be null");
   require(call.dparameters || cell_traits(w.cell).parameters == 0, "dparameters must not be null");
   const KernelTable<T>& table = table_of<T>(w.kernels);
   const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates), call.threads);
@@ -316,7 +328,7 @@ double measure_limit(Limit limit, int threads, std::int64_t bytes) {
 
 #define FASTRNN_INSTANTIATE(T)                                            \
   template class PackedWeights<T>;                                        \
-  template int tape_slots<T>(const PackedWeights<T>&);                    \
+  template int tape_slots<T>(const PackedWeights<T>&, bool);              \
   template bool forward<T>(const PackedWeights<T>&, const Forward<T>&);   \
   template bool backward<T>(const PackedWeights<T>&, const Backward<T>&); \
   template void tanh<T>(const T*, T*, std::int64_t);                      \

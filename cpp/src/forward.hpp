@@ -45,16 +45,17 @@ class ForwardPass {
         cell_(seq_.cell),
         I_(seq_.I),
         H_(seq_.H),
-        division_(divide(threads, call.batch, call.time, I_ + H_, seq_.G * H_, cell_.fewest_blocks(H_), cell_.stages,
-                         sizeof(T))) {
+        division_(divide(threads, call.batch, call.time, I_ + H_, seq_.G * H_, cell_.fewest_blocks(seq_.sizes),
+                         cell_.stages, sizeof(T))) {
     const Index B = call.batch;
     if (!call.tape && (!call.y || seq_.schedule.masked())) h_ = arena.take<T>(2 * B * H_);
     for (int s = 1; s < seq_.states; ++s)
       if (!call.tape) carried_[s] = arena.take<T>(B * H_);
-    if (!call.tape && cell_.stages > 1) slots_ = arena.take<T>(B * cell_.traits.tape_slots * H_);
+    if (!call.tape && cell_.stages > 1) slots_ = arena.take<T>(B * seq_.tape_slots() * H_);
     const Index fewest_rows = division_.by_units ? B : B / division_.threads;
     if (hoisted_steps(fewest_rows) > 0)
       for (int s = 0; s < cell_.stages; ++s) {
+        if (cell_.stage[s].projects) continue;
         hoisted_size_[s] = kHoistedRows * cell_.stage[s].accumulators * seq_.panels.padded_units;
         hoisted_[s] = arena.take<T>((division_.by_units ? 1 : division_.threads) * hoisted_size_[s]);
       }
@@ -70,14 +71,16 @@ class ForwardPass {
   CellRows<T> step(Index k) const {
     CellRows<T> v;
     v.units = H_;
+    v.outputs = seq_.sizes.outputs;
     v.parameters = seq_.panels.parameters;
     v.parameter_stride = seq_.panels.padded_units;
     v.activations = seq_.activations;
     v.factors = seq_.recurrent_factors();
+    v.zoneout = nullptr;
     if (call_.tape)
       v.slots = seq_.tape_slot(call_.tape, k, 0);
     else if (slots_)
-      v.slots = {slots_, cell_.traits.tape_slots * H_};
+      v.slots = {slots_, seq_.tape_slots() * H_};
     if (call_.tape || seq_.schedule.masked())
       v.y = {seq_.schedule, call_.y, call_.y_batch_stride, call_.y_time_stride, k};
     for (int s = 0; s < seq_.states; ++s) {
@@ -92,7 +95,7 @@ class ForwardPass {
     if (call_.tape) return seq_.tape_slot(call_.tape, k, cell_.first_state_slot() + s);
     if (!seq_.schedule.masked()) {
       if (s == 0 && call_.y) return {call_.y + k * call_.y_time_stride, call_.y_batch_stride};
-      if (k == call_.time - 1 && call_.final_state[s]) return {call_.final_state[s], H_};
+      if (k == call_.time - 1 && call_.final_state[s]) return {call_.final_state[s], seq_.width(s)};
     }
     return {s == 0 ? h_ + (k & 1) * call_.batch * H_ : carried_[s], H_};
   }
@@ -102,12 +105,14 @@ class ForwardPass {
     const Index together = hoisted_steps(all.size()), steps = seq_.schedule.steps(all);
     for (Index k = 0; k < steps; ++k) {
       const Range rows{all.begin, all.begin + seq_.schedule.active(all, k)};
-      const CellRows<T> at = step(k);
+      CellRows<T> at = step(k);
+      const CallRows<const T> zoneout[kMaxStates] = {seq_.zoneout(0, k), seq_.zoneout(1, k)};
+      if (seq_.zoneout()) at.zoneout = zoneout;
       for (int s = 0; s < cell_.stages; ++s) {
         const StageInfo<T>& stage = cell_.stage[s];
-        const Blocks<T> blocks = stage.blocks(H_);
+        const Blocks<T> blocks = stage.blocks(seq_.sizes);
         const Range mine = division_.by_units ? part(blocks.count(), team.index, team.size) : Range{0, blocks.count()};
-        T* const hoisted = together ? hoisted_here(s, team) : nullptr;
+        T* const hoisted = together && !stage.projects ? hoisted_here(s, team) : nullptr;
         if (hoisted && k % together == 0) hoist(s, k, smaller(together, call_.time - k), together, rows, mine, hoisted);
         T* const scaled = gates_apart() ? scaled_ + team.index * scaled_size_ : nullptr;
         if (scaled) scale_operands(stage, at, k, rows, scaled);
@@ -116,8 +121,8 @@ class ForwardPass {
         const Index hoisted_row = together ? k % together : 0;
         for (Index block = mine.begin, together_here; block < mine.end; block += together_here) {
           const Index width = blocks.width(block);
-          const Index work = rows.size() * (I_ + H_) * stage.gates * width;
-          const bool fused = stage.fused && !scaled;
+          const Index work = rows.size() * (stage.inputs(seq_.sizes) + stage.depth(seq_.sizes)) * stage.gates * width;
+          const bool fused = stage.fused && !scaled && !at.zoneout;
           together_here = fused ? blocks_at_once(blocks, {block, mine.end}, work) : 1;
           const Patch patch{rows.begin,         rows.size(),           blocks.first(block),
                             blocks.used(block), blocks.is_half(block), together_here};
@@ -155,15 +160,15 @@ class ForwardPass {
   /// What the sums of a block of units, from unit `first` on, are made of beside their rows.
   SumInputs<T> inputs_of(int s, Index first) const {
     const StageInfo<T>& stage = cell_.stage[s];
-    const Index depth = stage.recurrent_depth(H_);
+    const Index inputs = stage.inputs(seq_.sizes), depth = stage.depth(seq_.sizes);
     SumInputs<T> from;
     from.bias = seq_.panels.bias[s] + first * stage.accumulators;
-    from.kernel = seq_.panels.kernel[s] + first * I_ * stage.gates;
-    from.inputs = I_;
+    from.kernel = seq_.panels.kernel[s] + first * inputs * stage.gates;
+    from.inputs = inputs;
     from.recurrent = seq_.panels.recurrent[s] + first * depth * stage.gates;
     from.units = depth;
     from.x_gate_stride = I_;
-    from.operand_gate_stride = H_;
+    from.operand_gate_stride = depth;
     return from;
   }
   /// What W and U multiply in each row.
@@ -173,7 +178,8 @@ class ForwardPass {
     const Rows<const T> operand = operand_of(stage, at);
     for (Index b = 0; b < rows.size(); ++b) {
       x_row[b] = scaled ? scaled + b * stage.gates * I_ : x[rows.begin + b];
-      operand_row[b] = scaled ? scaled_operands(stage, scaled) + b * stage.gates * H_ : operand[rows.begin + b];
+      operand_row[b] =
+          scaled ? scaled_operands(stage, scaled) + b * stage.gates * stage.depth(seq_.sizes) : operand[rows.begin + b];
     }
   }
   Rows<const T> operand_of(const StageInfo<T>& stage, const CellRows<T>& at) const {
@@ -199,7 +205,7 @@ class ForwardPass {
   /// b + x.W of `steps` steps from t0, rows of a chunk in the order [row of the batch][step].
   void hoist(int s, Index t0, Index steps, Index stride, Range rows, Range mine, T* to) {
     const StageInfo<T>& stage = cell_.stage[s];
-    const Blocks<T> blocks = stage.blocks(H_);
+    const Blocks<T> blocks = stage.blocks(seq_.sizes);
     for (Index block = mine.begin; block < mine.end; ++block) {
       const Index first = blocks.first(block), width = blocks.width(block);
       const SumInputs<T> from = inputs_of(s, first);
@@ -228,12 +234,14 @@ class ForwardPass {
         copy(from, to, n);
     };
     const InputRows<T> x = seq_.x(k);
+    const Index depth = stage.depth(seq_.sizes);
     for (Index b = rows.begin; b < rows.end; ++b)
       for (int g = 0; g < stage.gates; ++g) {
         const Index row = (b - rows.begin) * stage.gates + g;
-        scale_or_copy(x[b], seq_.input_factors(b, stage.first_gate + g), to + row * I_, I_);
-        scale_or_copy(operand_of(stage, at)[b], seq_.recurrent_factors(b, stage.first_gate + g),
-                      scaled_operands(stage, to) + row * H_, stage.recurrent_depth(H_));
+        scale_or_copy(x[b], seq_.input_factors(b, stage.first_gate + g), to + row * I_, stage.inputs(seq_.sizes));
+        scale_or_copy(operand_of(stage, at)[b],
+                      stage.projects ? nullptr : seq_.recurrent_factors(b, stage.first_gate + g),
+                      scaled_operands(stage, to) + row * depth, depth);
       }
   }
   template <class U>
@@ -249,13 +257,13 @@ class ForwardPass {
         const Index length = schedule.length(r);
         const T* from = seq_.initial_state(s)[r];
         if (length > 0) from = state_rows(s, length - 1)[r];
-        T* const to = call_.final_state[s] + schedule.row(r) * H_;
-        if (from != to) copy(from, to, H_);
+        T* const to = call_.final_state[s] + schedule.row(r) * seq_.width(s);
+        if (from != to) copy(from, to, seq_.width(s));
       }
     for (Index r = rows.begin; schedule.masked() && call_.y && r < rows.end; ++r) {
       T* const y = call_.y + schedule.row(r) * call_.y_batch_stride;
       const auto fill = [&](Index begin, Index end, const T* from) {
-        for (Index t = begin; t < end; ++t) copy(from, y + t * call_.y_time_stride, H_);
+        for (Index t = begin; t < end; ++t) copy(from, y + t * call_.y_time_stride, seq_.width(0));
       };
       Index t = 0;  // outputs before it are there
       for (Index k = 0; k < schedule.length(r); ++k) {

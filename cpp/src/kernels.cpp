@@ -31,8 +31,8 @@ bool run(const PackedView<T>& weights, const Call& call, int threads, void* memo
 }
 
 template <class T>
-Index packed_size(Cell cell, Pass pass, Index inputs, Index units) {
-  return Panels<T>(cell_info<T>(cell, true), pass, inputs, units, nullptr).size;
+Index packed_size(const Weights<T>& w, Pass pass) {
+  return Panels<T>(cell_info<T>(w.cell, true), pass, sizes_of(w), nullptr).size;
 }
 
 template <class T>

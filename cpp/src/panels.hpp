@@ -22,15 +22,17 @@ struct Panels {
   Index padded_units;
   Index size;  ///< bytes
 
-  Panels(const CellInfo<T>& cell, Pass pass, Index inputs, Index units, void* base)
-      : padded_units(Blocks<T>{units}.padded()) {
+  Panels(const CellInfo<T>& cell, Pass pass, const Sizes& n, void* base) : padded_units(Blocks<T>{n.units}.padded()) {
     Arena arena(base);
     for (int s = 0; s < cell.stages; ++s) {
       const StageInfo<T>& stage = cell.stage[s];
-      const Index depth = stage.recurrent_depth(units), padded_inputs = Blocks<T>{inputs}.padded();
-      bias[s] = pass == Pass::forward ? arena.take<T>(stage.accumulators * padded_units) : nullptr;
-      kernel[s] = arena.take<T>(stage.gates * (pass == Pass::forward ? inputs * padded_units : units * padded_inputs));
-      recurrent[s] = arena.take<T>(stage.gates * depth * padded_units);
+      const Index units = stage.units(n), columns = stage.blocks(n).padded();
+      const auto size = [&](Index rows) {
+        return stage.gates * (pass == Pass::forward ? rows * columns : units * Blocks<T>{rows}.padded());
+      };
+      bias[s] = pass == Pass::forward ? arena.take<T>(stage.accumulators * columns) : nullptr;
+      kernel[s] = arena.take<T>(size(stage.inputs(n)));
+      recurrent[s] = arena.take<T>(size(stage.depth(n)));
     }
     parameters = arena.take<T>(cell.traits.parameters * padded_units);
     size = arena.size();
@@ -57,11 +59,11 @@ void pack_rows(const MatrixView<T>& source, Index rows, const Index* first, Inde
 
 /// One unit block of W or U: from the gates' columns of `source` to [k][gate][N], zeros where there is no unit.
 template <class T>
-void pack_block(const StageInfo<T>& stage, const MatrixView<T>& source, Index depth, Index units, Index block,
+void pack_block(const StageInfo<T>& stage, const MatrixView<T>& source, Index depth, const Sizes& n, Index block,
                 T* panel) {
-  const Blocks<T> blocks = stage.blocks(units);
+  const Blocks<T> blocks = stage.blocks(n);
   Index first[kTileVectors];
-  for (int g = 0; g < stage.gates; ++g) first[g] = (stage.first_gate + g) * units + blocks.first(block);
+  for (int g = 0; g < stage.gates; ++g) first[g] = (stage.first_gate + g) * n.units + blocks.first(block);
   pack_rows(source, depth, first, stage.gates, blocks.valid(block), blocks.width(block),
             panel + blocks.first(block) * depth * stage.gates);
 }
@@ -77,18 +79,18 @@ FASTRNN_INLINE void transpose(const Scalar<V>* from, Index from_stride, Scalar<V
 
 /// One output block of WT or UT: from rows of `source` to [k][N], zeros where there is no row.
 template <class T>
-void pack_transposed_block(const StageInfo<T>& stage, const MatrixView<T>& source, Index rows, Index units, Index block,
-                           T* panel) {
+void pack_transposed_block(const StageInfo<T>& stage, const MatrixView<T>& source, Index rows, const Sizes& n,
+                           Index block, T* panel) {
   using V = Vec<T>;
   const Blocks<T> outputs = output_blocks<T>(rows);
-  const Blocks<T> blocks = stage.blocks(units);
+  const Blocks<T> blocks = stage.blocks(n);
   const Index width = outputs.width(block), valid = outputs.valid(block);
-  panel += outputs.first(block) * stage.gates * units;
+  panel += outputs.first(block) * stage.gates * stage.units(n);
   for (Index p = 0; p < blocks.count(); ++p)
     for (int g = 0; g < stage.gates; ++g) {
       const Index units_here = blocks.valid(p);
       const T* const first = source.data + outputs.first(block) * source.row_stride +
-                             ((stage.first_gate + g) * units + blocks.first(p)) * source.column_stride;
+                             ((stage.first_gate + g) * n.units + blocks.first(p)) * source.column_stride;
       for (Index r = 0; r < width; r += kLanes<V>) {
         Index u = 0;
         if (source.column_stride == 1 && r + kLanes<V> <= valid)
@@ -105,43 +107,45 @@ void pack_transposed_block(const StageInfo<T>& stage, const MatrixView<T>& sourc
 /// The bias of one unit block, summed into the sums that its rows belong to: row 0 to those of x.W, row 1 to those of
 /// h.U.
 template <class T>
-void pack_bias_block(const StageInfo<T>& stage, int bias_rows, const MatrixView<T>& source, Index units, Index block,
+void pack_bias_block(const StageInfo<T>& stage, int bias_rows, const MatrixView<T>& source, const Sizes& n, Index block,
                      T* panel) {
-  const Blocks<T> blocks = stage.blocks(units);
+  const Blocks<T> blocks = stage.blocks(n);
   const Index width = blocks.width(block);
   panel += blocks.first(block) * stage.accumulators;
   for (Index i = 0; i < stage.accumulators * width; ++i) panel[i] = T(0);
-  if (!source.data) return;
+  if (!source.data || stage.projects) return;
   for (int row = 0; row < bias_rows; ++row)
     for (int g = 0; g < stage.gates; ++g) {
       T* to = panel + (row == 0 ? g : stage.recurrent_sum(g)) * width;
       const T* from = source.data + row * source.row_stride +
-                      ((stage.first_gate + g) * units + blocks.first(block)) * source.column_stride;
+                      ((stage.first_gate + g) * n.units + blocks.first(block)) * source.column_stride;
       for (Index u = 0; u < blocks.valid(block); ++u) to[u] += from[u * source.column_stride];
     }
 }
 
 template <class T>
 void pack(const CellInfo<T>& cell, const Weights<T>& w, Pass pass, T* packed, int threads) {
-  const Panels<T> panels(cell, pass, w.inputs, w.units, packed);
+  const Sizes n = sizes_of(w);
+  const Panels<T> panels(cell, pass, n, packed);
   const Index first_unit = 0;
   pack_rows(w.parameters, cell.traits.parameters, &first_unit, 1, w.units, panels.padded_units, panels.parameters);
   for (int s = 0; s < cell.stages; ++s) {
     const StageInfo<T>& stage = cell.stage[s];
-    const Index depth = stage.recurrent_depth(w.units);
+    const Index inputs = stage.inputs(n), depth = stage.depth(n);
+    const MatrixView<T>& recurrent = stage.projects ? w.projection : w.recurrent_kernel;
     if (pass == Pass::forward) {
-      parallel_for(threads, stage.blocks(w.units).count(), [&](Index block) {
-        pack_bias_block(stage, cell.traits.bias_rows, w.bias, w.units, block, panels.bias[s]);
-        pack_block(stage, w.kernel, w.inputs, w.units, block, panels.kernel[s]);
-        pack_block(stage, w.recurrent_kernel, depth, w.units, block, panels.recurrent[s]);
+      parallel_for(threads, stage.blocks(n).count(), [&](Index block) {
+        pack_bias_block(stage, cell.traits.bias_rows, w.bias, n, block, panels.bias[s]);
+        pack_block(stage, w.kernel, inputs, n, block, panels.kernel[s]);
+        pack_block(stage, recurrent, depth, n, block, panels.recurrent[s]);
       });
     } else {
-      const Index kernel_blocks = output_blocks<T>(w.inputs).count();
+      const Index kernel_blocks = output_blocks<T>(inputs).count();
       parallel_for(threads, kernel_blocks + output_blocks<T>(depth).count(), [&](Index block) {
         if (block < kernel_blocks)
-          pack_transposed_block(stage, w.kernel, w.inputs, w.units, block, panels.kernel[s]);
+          pack_transposed_block(stage, w.kernel, inputs, n, block, panels.kernel[s]);
         else
-          pack_transposed_block(stage, w.recurrent_kernel, depth, w.units, block - kernel_blocks, panels.recurrent[s]);
+          pack_transposed_block(stage, recurrent, depth, n, block - kernel_blocks, panels.recurrent[s]);
       });
     }
   }

@@ -29,6 +29,7 @@ template <class T>
 class Sequence {
  public:
   const CellInfo<T>& cell;
+  const Sizes sizes;
   const Index I, H, G;
   const int states;
   const Activation* const activations;
@@ -37,17 +38,18 @@ class Sequence {
 
   Sequence(const PackedView<T>& weights, Pass pass, const Call<T>& call, Arena& arena)
       : cell(cell_info(weights)),
+        sizes(sizes_of(weights)),
         I(weights.inputs),
         H(weights.units),
         G(cell.traits.gates),
         states(cell.traits.states),
         activations(weights.activations),
-        panels(cell, pass, I, H, const_cast<T*>(weights.data)),
+        panels(cell, pass, sizes, const_cast<T*>(weights.data)),
         schedule(call, arena),
         call_(call),
         zeros_(arena.take<T>(H)) {
     for (int s = 0; s < states; ++s)
-      if (schedule.masked() && call.initial_state[s]) ordered_[s] = arena.take<T>(call.batch * H);
+      if (schedule.masked() && call.initial_state[s]) ordered_[s] = arena.take<T>(call.batch * width(s));
   }
 
   /// Once, before the threads start.
@@ -56,27 +58,34 @@ class Sequence {
     schedule.prepare(call_);
     for (int s = 0; s < states; ++s)
       for (Index r = 0; ordered_[s] && r < call_.batch; ++r)
-        copy(call_.initial_state[s] + schedule.row(r) * H, ordered_[s] + r * H, H);
+        copy(call_.initial_state[s] + schedule.row(r) * width(s), ordered_[s] + r * width(s), width(s));
   }
 
+  /// How wide a state is: h may be narrower than the others.
+  Index width(int s) const { return s == 0 ? sizes.outputs : sizes.units; }
   const T* zeros() const { return zeros_; }
   Rows<const T> initial_state(int s) const {
     const T* given = ordered_[s] ? ordered_[s] : call_.initial_state[s];
-    return given ? Rows<const T>{given, H} : Rows<const T>{zeros_, 0};
+    return given ? Rows<const T>{given, width(s)} : Rows<const T>{zeros_, 0};
   }
   InputRows<T> x(Index k) const { return {schedule, call_, I, k}; }
   /// Slot `slot` of step k of a tape [B, T, slots, H]. (With time as first axis the rows of two threads would alternate
   /// in memory: writing them took 1.8 times as long on two cores.)
   template <class U>
   Rows<U> tape_slot(U* tape, Index k, int slot) const {
-    const Index slots = cell.traits.tape_slots;
-    return {tape + (k * slots + slot) * H, call_.time * slots * H};
+    return {tape + (k * tape_slots() + slot) * H, call_.time * tape_slots() * H};
   }
+  /// Those of a cell's tape, and with zoneout the states as they were before it.
+  Index tape_slots() const { return cell.traits.tape_slots + (zoneout() ? states : 0); }
   /// The factors of what gate g multiplies in row r: of x, or of what the recurrent kernel multiplies.
   const T* input_factors(Index r, int g) const { return factors(call_.input_factors, r, g, I); }
-  const T* recurrent_factors(Index r, int g) const { return factors(call_.recurrent_factors, r, g, H); }
+  const T* recurrent_factors(Index r, int g) const { return factors(call_.recurrent_factors, r, g, sizes.outputs); }
   /// The same of gate 0 for all rows.
-  CallRows<const T> recurrent_factors() const { return {schedule, call_.recurrent_factors, G * H, 0, 0}; }
+  CallRows<const T> recurrent_factors() const { return {schedule, call_.recurrent_factors, G * sizes.outputs, 0, 0}; }
+  bool zoneout() const { return call_.zoneout[0] || call_.zoneout[1]; }
+  CallRows<const T> zoneout(int s, Index k) const {
+    return {schedule, call_.zoneout[s], call_.zoneout_batch_stride[s], call_.zoneout_time_stride[s], k};
+  }
 
  private:
   const T* factors(const T* all, Index r, int g, Index n) const {

@@ -10,6 +10,15 @@ namespace fastrnn {
 namespace FASTRNN_ISA {
 namespace {
 
+/// How wide x, c (and all else of a unit) and h are: I, H, and H or what a projection makes of it.
+struct Sizes {
+  Index inputs, units, outputs;
+};
+template <class Weights>
+Sizes sizes_of(const Weights& w) {
+  return {w.inputs, w.units, w.outputs > 0 ? w.outputs : w.units};
+}
+
 /// What the sums of some rows are made of.
 template <class T>
 struct SumInputs {
@@ -46,35 +55,40 @@ struct Patch {
 /// One step as a cell's forward sees it.
 template <class T>
 struct CellRows {
-  Index units;          ///< of the whole layer
-  const T* parameters;  ///< of all units, one vector of them parameter_stride after the other
+  Index units, outputs;  ///< of the whole layer
+  const T* parameters;   ///< of all units, one vector of them parameter_stride after the other
   Index parameter_stride;
   const Activation* activations;
-  Rows<const T> prev[kMaxStates];  ///< the states before the step
-  Rows<T> next[kMaxStates];        ///< the states after it
-  Rows<T> slots;                   ///< the cell's saved values; data null: not kept
-  CallRows<T> y;                   ///< a copy of h; false: not wanted
-  CallRows<const T> factors;       ///< of h_prev, for a cell that multiplies it by itself; false: none
+  Rows<const T> prev[kMaxStates];    ///< the states before the step
+  Rows<T> next[kMaxStates];          ///< the states after it
+  Rows<T> slots;                     ///< the cell's saved values; data null: not kept
+  CallRows<T> y;                     ///< a copy of h; false: not wanted
+  CallRows<const T> factors;         ///< of h_prev, for a cell that multiplies it by itself; false: none
+  const CallRows<const T>* zoneout;  ///< of each state; null: none of any
 };
 
 /// The same for backward.
 template <class T>
 struct CellRowsBack {
-  Index units;
+  Index units, outputs;
   const T* parameters;
   Index parameter_stride;
   const Activation* activations;
   Rows<const T> slots, prev[kMaxStates];
-  CallRows<const T> dy, factors;  ///< false: none
+  CallRows<const T> dy, factors;     ///< false: none
+  const CallRows<const T>* zoneout;  ///< of each state; null: none of any
   Rows<T> d[kMaxStates];
   Rows<const T> doperand;
   Index d_row;  ///< row number of the first row at hand in d and doperand
 };
 
+constexpr bool concerns(unsigned states, int s) { return (states >> s) & 1; }
+
 /// A stage of a cell. See cells/cell.hpp for the numbers.
 template <class T>
 struct StageInfo {
   int first_gate, gates, apart, accumulators, operand, parameters, first_slot, slots;
+  bool projects;
   int vectors;  ///< per sum in a block of units: as many as a register tile has room for
   /// The sums of some rows and blocks, then the cell on them while they are in registers; null: not for this cell.
   void (*fused)(const SumInputs<T>& from, const CellRows<T>& at, const Patch& patch);
@@ -85,9 +99,11 @@ struct StageInfo {
 
   int recurrent_sum(int g) const { return g == apart ? gates : g; }
   int sums() const { return accumulators + parameters; }  ///< per unit, in what backward writes
-  Blocks<T> blocks(Index units) const { return {units, vectors}; }
-  /// How many values per row the recurrent kernel multiplies.
-  Index recurrent_depth(Index units) const { return operand == kNothing ? 0 : units; }
+  Index units(const Sizes& n) const { return projects ? n.outputs : n.units; }
+  Blocks<T> blocks(const Sizes& n) const { return {units(n), vectors}; }
+  /// How many values per row W multiplies, and U.
+  Index inputs(const Sizes& n) const { return projects ? 0 : n.inputs; }
+  Index depth(const Sizes& n) const { return operand == kNothing ? 0 : operand == kHidden ? n.outputs : n.units; }
 };
 
 constexpr int kMaxStages = 2;
@@ -100,9 +116,9 @@ struct CellInfo {
 
   int first_state_slot() const { return traits.tape_slots - traits.states; }
   /// Into how many blocks the stage with the widest blocks cuts the units.
-  Index fewest_blocks(Index units) const {
-    Index fewest = units;
-    for (int s = 0; s < stages; ++s) fewest = smaller(fewest, stage[s].blocks(units).count());
+  Index fewest_blocks(const Sizes& n) const {
+    Index fewest = n.units;
+    for (int s = 0; s < stages; ++s) fewest = smaller(fewest, stage[s].blocks(n).count());
     return fewest;
   }
 };
@@ -194,19 +210,21 @@ FASTRNN_INLINE void store_rows(T* to, Index stride, const Group<V, R>& from, Fir
   for (int r = 0; r < R; ++r) store(to + r * stride, from.v[r], valid);
 }
 
-/// Stage S of a cell on one vector of the units of R rows from row `row` on.
-template <class Cell, class S, class T, class V, int R>
+/// Stage S of a cell on one vector of the units of R rows from row `row` on; `plain`: there is no zoneout.
+template <class Cell, class S, bool plain, class T, class V, int R>
 FASTRNN_INLINE void finish_group(const CellRows<T>& at, Index row, Index unit,
                                  const Group<V, R> (&a)[S::accumulators]) {
   constexpr int states = Cell::traits.states, slots = Cell::traits.tape_slots;
-  const First<V> valid = at.units - unit;
+  constexpr unsigned written = S::states & ~Cell::Stages::template after<S>();
+  const First<V> valid = (S::projects ? at.outputs : at.units) - unit;
   const typename Cell::Activations functions(at.activations);
   Group<V, R> slot[slots], prev[states], next[states], parameter[S::parameters + 1];
   for (int i = 0; i < S::parameters; ++i)
     for (V& p : parameter[i].v) p = load<V>(at.parameters + i * at.parameter_stride + unit);
   for (int i = 0; i < S::first_slot; ++i)
     load_rows(slot[i], at.slots[row] + i * at.units + unit, at.slots.stride, valid);
-  for (int i = 0; i < states; ++i) load_rows(prev[i], at.prev[i][row] + unit, at.prev[i].stride, valid);
+  for (int i = 0; i < states; ++i)
+    if (concerns(S::states, i)) load_rows(prev[i], at.prev[i][row] + unit, at.prev[i].stride, valid);
   if constexpr (S::operand == kNothing)
     if (at.factors)
       for (int r = 0; r < R; ++r) prev[0].v[r] = mul(prev[0].v[r], load<V>(at.factors[row + r] + unit, valid));
@@ -214,11 +232,19 @@ FASTRNN_INLINE void finish_group(const CellRows<T>& at, Index row, Index unit,
   if (at.slots.data)
     for (int i = S::first_slot; i < S::first_slot + S::slots; ++i)
       store_rows(at.slots[row] + i * at.units + unit, at.slots.stride, slot[i], valid);
-  if constexpr (S::first_slot + S::slots == slots - states) {  // the last stage
-    for (int i = 0; i < states; ++i) store_rows(at.next[i][row] + unit, at.next[i].stride, next[i], valid);
-    if (at.y)
-      for (int r = 0; r < R; ++r) store(at.y[row + r] + unit, next[0].v[r], valid);
-  }
+  for (int i = 0; i < states; ++i)
+    if (concerns(written, i)) {
+      if (!plain && at.zoneout && at.zoneout[i]) {
+        if (at.slots.data) store_rows(at.slots[row] + (slots + i) * at.units + unit, at.slots.stride, next[i], valid);
+        for (int r = 0; r < R; ++r) {
+          const V z = load<V>(at.zoneout[i][row + r] + unit, valid);
+          next[i].v[r] = mix(z, prev[i].v[r], next[i].v[r]);
+        }
+      }
+      store_rows(at.next[i][row] + unit, at.next[i].stride, next[i], valid);
+    }
+  if (concerns(written, 0) && at.y)
+    for (int r = 0; r < R; ++r) store(at.y[row + r] + unit, next[0].v[r], valid);
 }
 
 template <class Cell, class S, class T>
@@ -235,7 +261,7 @@ void cell_forward(const CellRows<T>& step, const Patch& patch, Index first, Inde
         Group<V, R> a[S::accumulators];
         for (int i = 0; i < S::accumulators; ++i)
           for (int g = 0; g < R; ++g) a[i].v[g] = load<V>(sums + (r + g) * row_stride + (i * vectors + n) * L);
-        finish_group<Cell, S>(at, row + r, unit + n * L, a);
+        finish_group<Cell, S, false>(at, row + r, unit + n * L, a);
       }
     };
     Index r = 0;
@@ -254,7 +280,7 @@ FASTRNN_INLINE void finish_tile(const CellRows<T>& at, Index row, Index unit, co
       Group<V, R> a[S::accumulators];
       for (int i = 0; i < S::accumulators; ++i)
         for (int r = 0; r < R; ++r) a[i].v[r] = sums[m + r][i * N + n];
-      finish_group<Cell, S>(at, row + m, unit + n * kLanes<V>, a);
+      finish_group<Cell, S, true>(at, row + m, unit + n * kLanes<V>, a);
     }
     finish_tile<Cell, S, V, N, M, m + R>(at, row, unit, sums);
   }
@@ -284,44 +310,56 @@ void fused_rows(const SumInputs<T>& inputs, const CellRows<T>& step, const Patch
 
 // ---- Backward
 
-template <class Cell, class S, int stage, class T>
+template <class Cell, class S, class T>
 void cell_backward(const CellRowsBack<T>& step, const Patch& patch, T* dsums) {
   const CellRowsBack<T> at = step;
   const Index first_row = patch.row, rows = patch.rows, first_unit = patch.unit, vectors = patch.vectors;
   constexpr int states = Cell::traits.states, saved = Cell::traits.tape_slots - states;
   constexpr int sums = S::accumulators + S::parameters;
-  constexpr bool last = S::first_slot + S::slots == saved;
+  constexpr bool last = S::first_slot + S::slots == saved && (!Cell::traits.projected || S::projects);
+  constexpr unsigned left = S::states & ~Cell::Stages::template before<S>();  // whose gradients are final
   const typename Cell::Activations functions(at.activations);
   with_vectors<T, 1>(patch.half, 1, [&](auto vector, auto) {
     using V = decltype(vector);
     constexpr Index L = kLanes<V>;
     for (Index n = 0; n < vectors; ++n) {
       const Index unit = first_unit + n * L;
-      const First<V> valid = at.units - unit;
+      const First<V> valid = (S::projects ? at.outputs : at.units) - unit;
       T* out = dsums + n * L;
       V parameter[S::parameters + 1];
       for (int i = 0; i < S::parameters; ++i) parameter[i] = load<V>(at.parameters + i * at.parameter_stride + unit);
       for (Index b = 0; b < rows; ++b, out += sums * vectors * L) {
         const Index row = first_row + b;
         const T* const from = at.slots[row] + unit;
-        V slot[saved + 1], prev[states], next[states], d[states], da[sums];
+        V slot[saved + 1], prev[states], next[states], d[states], da[sums], kept[states];
         for (int i = 0; i < saved; ++i) slot[i] = load<V>(from + i * at.units, valid);
-        for (int i = 0; i < states; ++i) {
-          prev[i] = load<V>(at.prev[i][row] + unit, valid);
-          next[i] = load<V>(from + (saved + i) * at.units, valid);
-          d[i] = load<V>(at.d[i][at.d_row + b] + unit, valid);
-        }
-        if (at.dy)
+        for (int i = 0; i < states; ++i)
+          if (concerns(S::states, i)) {
+            const bool mixed = at.zoneout && at.zoneout[i];
+            prev[i] = load<V>(at.prev[i][row] + unit, valid);
+            next[i] = load<V>(from + (saved + i + (mixed ? states : 0)) * at.units, valid);
+            d[i] = load<V>(at.d[i][at.d_row + b] + unit, valid);
+          }
+        if (concerns(S::states, 0) && at.dy)
           at.dy.for_each_output(row, [&](const T* dy) FASTRNN_ALWAYS { d[0] = add(d[0], load<V>(dy + unit, valid)); });
         const V doperand = last ? zero<V>() : load<V>(at.doperand[at.d_row + b] + unit, valid);
+        for (int i = 0; at.zoneout && i < states; ++i)
+          if (concerns(S::states, i) && at.zoneout[i]) {  // mixed = z prev + (1 - z) next
+            const V z = load<V>(at.zoneout[i][row] + unit, valid);
+            kept[i] = mul(z, d[i]);
+            d[i] = mul(sub(one<V>(), z), d[i]);
+          }
         const bool scaled = S::operand == kNothing && at.factors;
         const V factor = scaled ? load<V>(at.factors[row] + unit, valid) : one<V>();
         if (scaled) prev[0] = mul(prev[0], factor);
         S::backward(functions, parameter, slot, prev, next, d, doperand, da);
         if (scaled) d[0] = mul(d[0], factor);
         for (int i = 0; i < sums; ++i) store(out + i * vectors * L, da[i]);
-        if (stage == 0)
-          for (int i = 0; i < states; ++i) store(at.d[i][at.d_row + b] + unit, d[i], valid);
+        for (int i = 0; i < states; ++i)
+          if (concerns(left, i)) {
+            if (at.zoneout && at.zoneout[i]) d[i] = add(d[i], kept[i]);
+            store(at.d[i][at.d_row + b] + unit, d[i], valid);
+          }
       }
     }
   });
@@ -329,7 +367,7 @@ void cell_backward(const CellRowsBack<T>& step, const Patch& patch, T* dsums) {
 
 // ---- The table
 
-template <class Cell, class T, class S, int stage>
+template <class Cell, class T, class S>
 constexpr StageInfo<T> stage_info() {
   void (*fused)(const SumInputs<T>&, const CellRows<T>&, const Patch&) = nullptr;
   if constexpr (Cell::Activations::standard) fused = fused_rows<Cell, S, T>;
@@ -341,18 +379,19 @@ constexpr StageInfo<T> stage_info() {
           S::parameters,
           S::first_slot,
           S::slots,
+          S::projects,
           kTileVectors / S::accumulators,
           fused,
           cell_forward<Cell, S, T>,
-          cell_backward<Cell, S, stage, T>};
+          cell_backward<Cell, S, T>};
 }
 template <class Cell, class T, class First>
 constexpr CellInfo<T> cell_info(StageList<First>) {
-  return {Cell::traits, 1, {stage_info<Cell, T, First, 0>(), {}}};
+  return {Cell::traits, 1, {stage_info<Cell, T, First>(), {}}};
 }
 template <class Cell, class T, class First, class Second>
 constexpr CellInfo<T> cell_info(StageList<First, Second>) {
-  return {Cell::traits, 2, {stage_info<Cell, T, First, 0>(), stage_info<Cell, T, Second, 1>()}};
+  return {Cell::traits, 2, {stage_info<Cell, T, First>(), stage_info<Cell, T, Second>()}};
 }
 template <class Cell, class T>
 constexpr CellInfo<T> kCellInfo = cell_info<Cell, T>(typename Cell::Stages{});

@@ -10,7 +10,7 @@ namespace fastrnn {
 template <class T>
 struct PackedView {
   Cell cell;
-  std::int64_t inputs, units;
+  std::int64_t inputs, units, outputs;
   const T* data;  ///< 64-byte aligned
   Activation activations[kActivations];
 };
@@ -18,7 +18,7 @@ struct PackedView {
 template <class T>
 struct KernelTable {
   int (*tape_slots)(const PackedView<T>& weights);
-  std::int64_t (*packed_size)(Cell cell, Pass pass, std::int64_t inputs, std::int64_t units);  ///< in bytes
+  std::int64_t (*packed_size)(const Weights<T>& weights, Pass pass);  ///< in bytes
   void (*pack)(const Weights<T>& weights, Pass pass, T* packed, int threads);
   /// Bytes of workspace that a call needs with so many threads.
   std::int64_t (*forward_workspace)(const PackedView<T>& weights, const Forward<T>& call, int threads);

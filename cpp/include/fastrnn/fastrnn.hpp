@@ -34,7 +34,9 @@ enum class Cell {
   lstm_nog_peephole,
   lstm_cifg,
   lstm_cifg_peephole,
-  indrnn,  ///< h = tanh(x.W + u h' + b) with u the one vector of parameters; no recurrent kernel
+  lstm_projected,           ///< h = (o tanh(c)).P, narrower than c
+  lstm_projected_peephole,  ///< both
+  indrnn,                   ///< h = act(x.W + u h' + b) with u the one vector of parameters; no recurrent kernel
 };
 constexpr int kCells = static_cast<int>(Cell::indrnn) + 1;  ///< how many there are
 
@@ -48,6 +50,8 @@ struct CellTraits {
   int bias_rows;   ///< the bias has bias_rows * G*H elements
   int parameters;  ///< P: vectors of H per-unit parameters
   int tape_slots;  ///< of a tape with sigmoid and tanh; tape_slots() says it of any weights
+  bool
+      projected;  ///< h is R wide, not H: below, [B, H] and [B, T, H] are then [B, R] and [B, T, R] where they are of h
 };
 CellTraits cell_traits(Cell cell);
 Cell cell_from_name(const std::string& name);  ///< "simple_rnn", "lstm" …
@@ -103,6 +107,8 @@ struct Weights {
   MatrixView<T> recurrent_kernel;  ///< U [H, G*H]
   MatrixView<T> bias;              ///< b [bias_rows, G*H]; data null: no bias
   MatrixView<T> parameters{};      ///< [P, H]
+  std::int64_t outputs = 0;        ///< R, how wide h is, of a cell with a projection: from 1 to H. U is then [R, G*H].
+  MatrixView<T> projection{};      ///< [H, R]
   /// Of the gates, of the candidate, and (lstm) of c on its way to h. Other than these run in the general kernels,
   /// which take longer for small layers.
   Activation activations[kActivations] = {{ActivationKind::sigmoid}, {ActivationKind::tanh}, {ActivationKind::tanh}};
@@ -137,6 +143,7 @@ class PackedWeights {
   Cell cell() const;
   std::int64_t inputs() const;
   std::int64_t units() const;
+  std::int64_t outputs() const;  ///< how wide h is: units(), or less with a projection
   const char* isa() const;
 
   struct Impl;
@@ -174,6 +181,10 @@ struct Call {
   /// gate, the same at every step (dropout); null: none.
   const T* input_factors = nullptr;
   const T* recurrent_factors = nullptr;
+  /// Zoneout: read [B, T, H] for each state; null: none. A step's state is z * the one before + (1 - z) * the new one.
+  /// The tape then has one more slot for each state.
+  const T* zoneout[kMaxStates] = {};
+  std::int64_t zoneout_batch_stride[kMaxStates] = {}, zoneout_time_stride[kMaxStates] = {};
   int threads = 0;  ///< the most that this call may use; 0: num_threads()
   Interrupt interrupt;
 };
@@ -204,12 +215,13 @@ struct Backward : Call<T> {
   T* drecurrent_kernel;                ///< written [H, G*H], contiguous (indrnn has none)
   T* dbias = nullptr;                  ///< written [bias_rows, G*H], contiguous; null: not wanted
   T* dparameters = nullptr;            ///< written [P, H], contiguous; null only if there are none
+  T* dprojection = nullptr;            ///< written [H, R], contiguous; null only if there is none
   T* dinitial_state[kMaxStates] = {};  ///< written [B, H] each; null: not wanted
 };
 
-/// How many values per unit, row and step a tape has.
+/// How many values per unit, row and step a tape has, without zoneout or with it.
 template <class T>
-int tape_slots(const PackedWeights<T>& weights);
+int tape_slots(const PackedWeights<T>& weights, bool zoneout = false);
 
 /// Run one pass. False: the interrupt asked to stop.
 template <class T>

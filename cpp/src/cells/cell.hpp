@@ -8,11 +8,14 @@
 //
 // A stage is a struct derived from Stage<first gate, gates, apart>, which says what it multiplies, with
 //   operand                what U multiplies, if not kHidden: the slot of an earlier stage, or kNothing
+//   projects               whether its U is the projection: then it has one gate, no x, and as many units as h is wide
+//   states                 which states it concerns, a bit for each, if not all: it reads them; the first stage that
+//                          concerns a state leaves its gradient, the last one the state
 //   parameters             how many vectors of per-unit parameters it reads, if any
 //   first_slot, slots      the slots that its forward writes
 //   forward(f, p, a, slot, prev, next)
 //       f: the activations; p: the parameters; a: the finished sums (bias included); slot: reads those of earlier
-//       stages, writes its own; prev: the states before the step; next: the states after it, written by the last stage
+//       stages, writes its own; prev: the states before the step; next: the states after it
 //   backward(f, p, slot, prev, next, d, doperand, da)
 //       slot, prev, next: as forward left them; d: in, the gradients of next; the first stage leaves there the
 //       gradients of prev but for what flows through U; doperand: the gradient of the slot that the next stage's U
@@ -36,10 +39,28 @@ struct Stage {
   static constexpr int first_gate = first_gate_, gates = gates_, apart = apart_;
   static constexpr int accumulators = gates + (apart >= 0);
   static constexpr int operand = kHidden, parameters = 0;
+  static constexpr bool projects = false;
+  static constexpr unsigned states = ~0u;
 };
 
 template <class... S>
-struct StageList {};
+struct StageList {
+  /// The states that stages before or after one concern.
+  template <class One>
+  static constexpr unsigned before() {
+    unsigned found = 0;
+    bool here = false;
+    ((here = here || std::is_same_v<One, S>, found |= here ? 0u : S::states), ...);
+    return found;
+  }
+  template <class One>
+  static constexpr unsigned after() {
+    unsigned found = 0;
+    bool passed = false;
+    ((found |= passed ? S::states : 0u, passed = passed || std::is_same_v<One, S>), ...);
+    return found;
+  }
+};
 
 }  // namespace
 }  // namespace FASTRNN_ISA

@@ -13,15 +13,17 @@
   DO(gru, Gru)                          \
   DO(gru_reset_before, GruResetBefore)
 
-#define FASTRNN_FOR_EACH_CELL(DO)          \
-  FASTRNN_FOR_EACH_FUSED_CELL(DO)          \
-  DO(lstm_peephole, LstmPeephole)          \
-  DO(lstm_nig, LstmNig)                    \
-  DO(lstm_nig_peephole, LstmNigPeephole)   \
-  DO(lstm_nfg, LstmNfg)                    \
-  DO(lstm_nfg_peephole, LstmNfgPeephole)   \
-  DO(lstm_nog, LstmNog)                    \
-  DO(lstm_nog_peephole, LstmNogPeephole)   \
-  DO(lstm_cifg, LstmCifg)                  \
-  DO(lstm_cifg_peephole, LstmCifgPeephole) \
+#define FASTRNN_FOR_EACH_CELL(DO)                    \
+  FASTRNN_FOR_EACH_FUSED_CELL(DO)                    \
+  DO(lstm_peephole, LstmPeephole)                    \
+  DO(lstm_nig, LstmNig)                              \
+  DO(lstm_nig_peephole, LstmNigPeephole)             \
+  DO(lstm_nfg, LstmNfg)                              \
+  DO(lstm_nfg_peephole, LstmNfgPeephole)             \
+  DO(lstm_nog, LstmNog)                              \
+  DO(lstm_nog_peephole, LstmNogPeephole)             \
+  DO(lstm_cifg, LstmCifg)                            \
+  DO(lstm_cifg_peephole, LstmCifgPeephole)           \
+  DO(lstm_projected, LstmProjected)                  \
+  DO(lstm_projected_peephole, LstmProjectedPeephole) \
   DO(indrnn, IndRnn)
