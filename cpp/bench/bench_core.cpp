@@ -72,6 +72,7 @@ template <class T>
 void run(const Workload& w, double seconds) {
   const auto traits = fastrnn::cell_traits(w.cell);
   const Index B = w.batch, steps = w.time, I = w.inputs, H = w.units, columns = traits.gates * H;
+  const Index R = traits.projected ? (H + 1) / 2 : H;  // how wide h is
   std::mt19937 random(1);
   const auto draw = [&](Index n, double scale) {
     std::normal_distribution<float> normal(0, static_cast<float>(scale));
@@ -79,13 +80,22 @@ void run(const Workload& w, double seconds) {
     for (T& value : values) value = normal(random);
     return values;
   };
-  const auto x = draw(B * steps * I, 1), dy = draw(B * steps * H, 1), kernel = draw(I * columns, 1 / std::sqrt(I)),
-             recurrent_kernel = draw(H * columns, 0.5 / std::sqrt(H)), bias = draw(traits.bias_rows * columns, 0.1);
-  std::vector<T> y(dy.size()), tape(dy.size() * traits.tape_slots), dx(x.size()), dkernel(kernel.size()),
-      drecurrent_kernel(recurrent_kernel.size()), dbias(bias.size());
+  const auto x = draw(B * steps * I, 1), dy = draw(B * steps * R, 1), kernel = draw(I * columns, 1 / std::sqrt(I)),
+             recurrent_kernel = draw(R * columns, 0.5 / std::sqrt(R)), bias = draw(traits.bias_rows * columns, 0.1),
+             parameters = draw(traits.parameters * H, 0.1), projection = draw(H * R, 1 / std::sqrt(H));
+  std::vector<T> y(dy.size()), dx(x.size()), dkernel(kernel.size()), drecurrent_kernel(recurrent_kernel.size()),
+      dbias(bias.size()), dparameters(parameters.size()), dprojection(projection.size()),
+      tape(static_cast<std::size_t>(B * steps * traits.tape_slots * H));
 
-  const fastrnn::Weights<T> weights{
-      w.cell, I, H, {kernel.data(), columns, 1}, {recurrent_kernel.data(), columns, 1}, {bias.data(), columns, 1}};
+  const fastrnn::Weights<T> weights{w.cell,
+                                    I,
+                                    H,
+                                    {kernel.data(), columns, 1},
+                                    {recurrent_kernel.data(), columns, 1},
+                                    {bias.data(), columns, 1},
+                                    {parameters.data(), H, 1},
+                                    R,
+                                    {projection.data(), R, 1}};
   const fastrnn::PackedWeights<T> forward_weights(weights), backward_weights(weights, fastrnn::Pass::backward);
   const auto set_input = [&](auto& call) {
     call.batch = B;
@@ -97,20 +107,22 @@ void run(const Workload& w, double seconds) {
   fastrnn::Forward<T> forward{};
   set_input(forward);
   forward.y = y.data();
-  forward.y_batch_stride = steps * H;
-  forward.y_time_stride = H;
+  forward.y_batch_stride = steps * R;
+  forward.y_time_stride = R;
   fastrnn::Backward<T> backward{};
   set_input(backward);
   backward.tape = tape.data();
   backward.dy = dy.data();
-  backward.dy_batch_stride = steps * H;
-  backward.dy_time_stride = H;
+  backward.dy_batch_stride = steps * R;
+  backward.dy_time_stride = R;
   backward.dx = dx.data();
   backward.dx_batch_stride = steps * I;
   backward.dx_time_stride = I;
   backward.dkernel = dkernel.data();
   backward.drecurrent_kernel = drecurrent_kernel.data();
   backward.dbias = dbias.data();
+  backward.dparameters = dparameters.data();
+  backward.dprojection = dprojection.data();
 
   const double infer = shortest(seconds, [&] { fastrnn::forward(forward_weights, forward); });
   forward.tape = tape.data();
@@ -119,7 +131,8 @@ void run(const Workload& w, double seconds) {
   const double pack =
       shortest(seconds, [&] { const fastrnn::PackedWeights<T> one(weights), other(weights, fastrnn::Pass::backward); });
   const double train = training_forward + training_backward + pack;
-  const double gflop = 2e-9 * double(B) * double(steps) * double(columns) * double(I + H);
+  const double gflop = 2e-9 * double(B) * double(steps) *
+                       (double(columns) * double(I + R) + (traits.projected ? double(H) * double(R) : 0));
   std::printf("%-16s %4lld %4lld %4lld %4lld %-7s %9.4f %7.1f %9.4f %9.4f %9.4f %9.4f %7.1f  %s\n", traits.name,
               static_cast<long long>(B), static_cast<long long>(steps), static_cast<long long>(I),
               static_cast<long long>(H), w.dtype.c_str(), infer, gflop / infer * 1e3, training_forward,

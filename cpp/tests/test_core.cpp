@@ -42,11 +42,20 @@ struct Problem {
   Cell cell;
   Index B, steps, I, H, G;
   CellTraits traits;
-  std::vector<T> x, kernel, recurrent, bias, parameters, initial[kMaxStates], dy, dfinal[kMaxStates];
-  std::vector<T> y, final_state[kMaxStates], tape, dx, dkernel, drecurrent, dbias, dparameters, dinitial[kMaxStates];
+  Index R;  // how wide h is
+  std::vector<T> x, kernel, recurrent, bias, parameters, projection, initial[kMaxStates], dy, dfinal[kMaxStates];
+  std::vector<T> y, final_state[kMaxStates], tape, dx, dkernel, drecurrent, dbias, dparameters, dprojection,
+      dinitial[kMaxStates];
 
   Problem(Cell cell, Index B, Index steps, Index I, Index H)
-      : cell(cell), B(B), steps(steps), I(I), H(H), G(cell_traits(cell).gates), traits(cell_traits(cell)) {
+      : cell(cell),
+        B(B),
+        steps(steps),
+        I(I),
+        H(H),
+        G(cell_traits(cell).gates),
+        traits(cell_traits(cell)),
+        R(traits.projected ? (2 * H + 2) / 3 : H) {
     std::mt19937 generator(7);
     const auto random = [&](Index n, double scale) {
       std::uniform_real_distribution<double> uniform(-scale, scale);
@@ -56,15 +65,18 @@ struct Problem {
     };
     x = random(B * steps * I, 1);
     kernel = random(I * G * H, 1 / std::sqrt(I + 1.0));
-    recurrent = random(H * G * H, 1 / std::sqrt(double(H)));
+    recurrent = random(R * G * H, 1 / std::sqrt(double(R)));
     bias = random(traits.bias_rows * G * H, 0.5);
     parameters = random(traits.parameters * H, 0.5);
-    dy = random(B * steps * H, 1);
+    projection = random(traits.projected ? H * R : 0, 1 / std::sqrt(double(H)));
+    dy = random(B * steps * R, 1);
     for (int s = 0; s < traits.states; ++s) {
-      initial[s] = random(B * H, 1);
-      dfinal[s] = random(B * H, 1);
+      initial[s] = random(B * width(s), 1);
+      dfinal[s] = random(B * width(s), 1);
     }
   }
+
+  Index width(int s) const { return s == 0 ? R : H; }
 
   Weights<T> weights() const {
     return {cell,
@@ -73,7 +85,9 @@ struct Problem {
             {kernel.data(), G * H, 1},
             {recurrent.data(), G * H, 1},
             {bias.data(), G * H, 1},
-            {parameters.data(), H, 1}};
+            {parameters.data(), H, 1},
+            R,
+            {projection.data(), R, 1}};
   }
 
   /// Rows [b0, b1), steps [t0, t1): inference into y and final_state, with a tape of its own if `keep`.
@@ -85,14 +99,14 @@ struct Problem {
     call.x = x.data() + b0 * steps * I + t0 * I;
     call.x_batch_stride = steps * I;
     call.x_time_stride = I;
-    y.resize(static_cast<std::size_t>(B * steps * H));
-    call.y = y.data() + b0 * steps * H + t0 * H;
-    call.y_batch_stride = steps * H;
-    call.y_time_stride = H;
+    y.resize(static_cast<std::size_t>(B * steps * R));
+    call.y = y.data() + b0 * steps * R + t0 * R;
+    call.y_batch_stride = steps * R;
+    call.y_time_stride = R;
     for (int s = 0; s < traits.states; ++s) {
-      final_state[s].resize(static_cast<std::size_t>(B * H));
-      call.initial_state[s] = initial[s].data() + b0 * H;
-      call.final_state[s] = final_state[s].data() + b0 * H;
+      final_state[s].resize(static_cast<std::size_t>(B * width(s)));
+      call.initial_state[s] = initial[s].data() + b0 * width(s);
+      call.final_state[s] = final_state[s].data() + b0 * width(s);
     }
     if (keep) {
       tape.assign(static_cast<std::size_t>(call.time * call.batch * tape_slots(packed) * H), T(0));
@@ -112,8 +126,8 @@ struct Problem {
     call.x_time_stride = I;
     call.tape = tape.data();
     call.dy = dy.data();
-    call.dy_batch_stride = steps * H;
-    call.dy_time_stride = H;
+    call.dy_batch_stride = steps * R;
+    call.dy_time_stride = R;
     dx.resize(x.size());
     call.dx = dx.data();
     call.dx_batch_stride = steps * I;
@@ -122,10 +136,12 @@ struct Problem {
     drecurrent.resize(recurrent.size());
     dbias.resize(bias.size());
     dparameters.resize(parameters.size());
+    dprojection.resize(projection.size());
     call.dkernel = dkernel.data();
     call.drecurrent_kernel = drecurrent.data();
     call.dbias = dbias.data();
     call.dparameters = dparameters.data();
+    call.dprojection = dprojection.data();
     for (int s = 0; s < traits.states; ++s) {
       dinitial[s].resize(initial[s].size());
       call.initial_state[s] = initial[s].data();
@@ -169,7 +185,8 @@ void result_does_not_depend_on_threads_or_batch_or_time_split(Cell cell, Sizes s
     other.run_forward(true);
     other.run_backward();
     check(other.y == one.y && other.tape == one.tape && other.dx == one.dx && other.dkernel == one.dkernel &&
-              other.drecurrent == one.drecurrent && other.dbias == one.dbias && other.dinitial[0] == one.dinitial[0],
+              other.drecurrent == one.drecurrent && other.dbias == one.dbias && other.dprojection == one.dprojection &&
+              other.dinitial[0] == one.dinitial[0],
           label("result does not depend on threads", cell, s));
   }
   set_num_threads(2);
@@ -208,6 +225,7 @@ void gradients_equal_finite_differences(Cell cell, Sizes s) {
   compare(p.recurrent, p.drecurrent, "drecurrent");
   compare(p.bias, p.dbias, "dbias");
   compare(p.parameters, p.dparameters, "dparameters");
+  compare(p.projection, p.dprojection, "dprojection");
   for (int i = 0; i < p.traits.states; ++i) compare(p.initial[i], p.dinitial[i], "dinitial");
 }
 
