@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastrnn.activations import ActivationLike
-from fastrnn.arguments import CHECKS, LayerDType
+from fastrnn.arguments import CHECKS, LayerDType, floating
 from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array, Gradients, mask_of
 from fastrnn.initializers import InitializerLike
@@ -550,7 +550,7 @@ class _Loop:
     ) -> list[Any]:
         """[y, *states]; with `tapes` also the tape, appended to them."""
         where, dtype, return_sequences, go_backwards, zero_output = self.options
-        x = _floating(where, "x", x, dtype)
+        x = floating(where, "x", x, dtype)
         if x.ndim < 3:
             raise ValueError(
                 f"{where}: x must have shape [batch, time, features], got {x.shape}; "
@@ -598,7 +598,7 @@ class _Loop:
         states = list(states) if isinstance(states, (list, tuple)) else [states]
         sizes = _state_sizes(self.cell)
         arrays = [
-            np.zeros((batch, size), dtype) if s is None else _floating(where, "initial_state", s, dtype)
+            np.zeros((batch, size), dtype) if s is None else floating(where, "initial_state", s, dtype)
             for size, s in zip(sizes, [*states, *[None] * len(sizes)], strict=False)
         ]
         if len(states) != len(sizes) or any(
@@ -634,7 +634,7 @@ class _Loop:
                 )
             raise RuntimeError(f"{where}: a tape serves once, got one used before; call forward again")
         dy, *dstates = (
-            np.zeros_like(output) if d is None else _floating(where, "dy", d, dtype)
+            np.zeros_like(output) if d is None else floating(where, "dy", d, dtype)
             for d, output in zip(gradients, tape.outputs, strict=True)
         )
         for d, output in zip([dy, *dstates], tape.outputs, strict=True):
@@ -696,16 +696,6 @@ def _real_steps(where: str, mask: Any, batch: int, time: int) -> Array:
             "True is a real step"
         )
     return array
-
-
-def _floating(where: str, what: str, value: Any, dtype: str) -> Array:
-    array = np.asarray(value)
-    if array.dtype.kind != "f":
-        raise TypeError(
-            f"{where}: {what} must be a floating array, got {array.dtype}; "
-            f'convert it with {what}.astype("{dtype}")'
-        )
-    return array.astype(dtype, copy=False)
 
 
 # ---- The layer of any cells

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastrnn import _core, activations, custom, runtime
+from fastrnn import _core, activations, arguments, custom, runtime
 from fastrnn._core import Tape as Tape
 from fastrnn._core import Weights as Weights
 from fastrnn.activations import ActivationLike
@@ -197,17 +197,58 @@ def run_step(
     return h_and_states
 
 
-def embedding_gradient(ids: Array, dx: Array, rows: int) -> Array:
+def embedding_gradient(ids: Array, dx: Array, rows: int, mask: Array | None = None) -> Array:
     """The gradient of an embedding [rows, I] whose rows `ids` [B, T] were the inputs, from the gradient dx [B, T, I] of x.
 
     `ids` and `dx` themselves are that gradient in sparse form: row ids[b, t] gets dx[b, t] added.
 
+    Args:
+        ids: [B, T] integers, as in the forward pass.
+        dx: [B, T, I].
+        rows: V, how many the embedding has.
+        mask: [B, T] bool, as in the forward pass: ids at masked steps may be anything; None: all are real.
+
+    Returns:
+        [rows, I], of the dtype of dx.
+
+    Raises:
+        TypeError: The ids are no integers, or the mask is not of bool.
+        ValueError: A shape does not fit, or an id at a real step is no row.
+
     >>> embedding_gradient(np.array([[0, 2, 2]]), np.ones((1, 3, 4)), 3)[:, 0]
     array([1., 0., 2.])
+    >>> embedding_gradient(np.array([[0, 2, -1]]), np.ones((1, 3, 4)), 3, np.array([[True, True, False]]))[:, 0]
+    array([1., 0., 1.])
     """
+    where = "functional.embedding_gradient"
+    ids = arguments.ids(where, "ids", ids)
+    if dx.shape[:-1] != ids.shape:
+        raise ValueError(
+            f"{where}: dx must have shape {(*ids.shape, 'I')} to go with the ids, got {dx.shape}"
+        )
+    if mask is not None:
+        if mask.dtype != bool:
+            raise TypeError(f"{where}: mask must be an array of bool, got {mask.dtype}; True is a real step")
+        if mask.shape != ids.shape:
+            raise ValueError(f"{where}: mask must have shape {ids.shape}, that of the ids, got {mask.shape}")
+        ids, dx = ids[mask], dx[mask]
+    require_rows(where, "ids", ids, rows)
     total = np.zeros((rows, dx.shape[-1]), dx.dtype)
     np.add.at(total, ids.ravel(), dx.reshape(-1, dx.shape[-1]))
     return total
+
+
+def require_rows(where: str, what: str, ids: Array, rows: int) -> None:
+    """Refuses ids that are no rows of an embedding with so many.
+
+    Raises:
+        ValueError: An id is negative or too large.
+    """
+    if ids.size and (ids.min() < 0 or ids.max() >= rows):
+        wrong = ids[(ids < 0) | (ids >= rows)][0]
+        raise ValueError(
+            f"{where}: {what} must have ids from 0 to {rows - 1}, the rows of the embedding, got {wrong}"
+        )
 
 
 def gates(tape: AnyTape) -> dict[str, Array]:

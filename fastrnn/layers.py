@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike
 from fastrnn import checkpoint as checkpoints
 from fastrnn import functional, initializers
 from fastrnn.activations import Activation, ActivationLike
-from fastrnn.arguments import CHECKS, SETTABLE, LayerDType, show, to_config
+from fastrnn.arguments import CHECKS, SETTABLE, LayerDType, floating, ids, plain, show, to_config
 from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array
 from fastrnn.initializers import Initializer, InitializerLike, Shape
@@ -46,7 +46,7 @@ __all__ = ["GRU", "LSTM", "SimpleRNN"]
 StatesLike = Sequence[ArrayLike | None] | ArrayLike  # one per state, or the one state there is
 Outputs = Array | Any  # y, or with return_state the tuple (y, h) or for LSTM (y, h, c)
 PartialShape = tuple[int | None, ...]
-BEYOND_KERAS = ("variant", "peephole")  # arguments that a config has only if they are given
+BEYOND_KERAS = ("variant", "peephole", "embedding")  # arguments that a config has only if they are given
 DROPOUT_STREAM = (
     1 << 16
 )  # which of a seed's random streams dropout draws from; those of the weights are the first
@@ -60,13 +60,28 @@ class Penalties(NamedTuple):
     weights: list[tuple[int, str, Any, Array]]  # index, argument, regularizer, weight; none if not trainable
 
 
+class Embedded(NamedTuple):
+    """What a layer with an embedding has in place of the kernels' weights: these, and the embedding [V, I]."""
+
+    core: functional.AnyWeights
+    embedding: Array
+
+    @property
+    def arrays(self) -> list[Array]:
+        return [*self.core.arrays, self.embedding]
+
+    @property
+    def inputs(self) -> int:
+        return self.core.inputs
+
+
 class Tape:
     """What `backward` needs of one `forward`: owned by the caller, good for the layer that made it.
 
     It holds the weights that `forward` used, so it stays valid after `set_weights`.
     """
 
-    __slots__ = ("_core", "_core_has_states", "_layer", "_penalties", "_return_state", "losses")
+    __slots__ = ("_core", "_core_has_states", "_ids", "_layer", "_penalties", "_return_state", "losses")
 
     losses: list[float]
     """What the regularizers add to the loss of this forward pass: of the outputs, then of the weights, as in `losses`
@@ -84,6 +99,9 @@ class Tape:
         self._return_state = return_state
         self._core_has_states = return_state or stateful
         self._penalties: Penalties | None = None
+        self._ids: tuple[Array, Array | None, int] | None = (
+            None  # and their mask, and the rows of the embedding
+        )
         self.losses = []
 
     def gates(self) -> dict[str, Array]:
@@ -127,6 +145,7 @@ class _Recurrent(KeepsStates):
     go_backwards: bool
     unroll: bool
     seed: int | None
+    embedding: tuple[int, int] | None
     zero_output_for_mask: bool
     trainable: bool
     dtype: str
@@ -134,8 +153,9 @@ class _Recurrent(KeepsStates):
 
     # The weights, read-only arrays and what the kernels make of them: replaced as a whole, so that readers need no lock.
     # (A lock would stay locked in a child that is forked while another thread holds it.)
-    _packed: functional.AnyWeights | None = None
+    _packed: functional.AnyWeights | Embedded | None = None
 
+    _table: Array | None = None  # the embedding that was given, until the weights are made of it
     _calls = 0  # that dropout has drawn masks for
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -145,6 +165,9 @@ class _Recurrent(KeepsStates):
         for name in self._arguments:
             self.__dict__[name] = CHECKS[name](self._where, name, arguments[name])
         self._numpy_dtype = np.dtype(self.dtype)
+        if isinstance(self.embedding, ndarray):
+            self._table = self._floating(self.embedding, "embedding")
+            self.__dict__["embedding"] = self.embedding.shape
         self._entropy = np.random.SeedSequence(self.seed).entropy
         self._drops = bool(self.dropout or self.recurrent_dropout)
         self._has_regularizers = any(
@@ -179,7 +202,7 @@ class _Recurrent(KeepsStates):
 
         Args:
             x: floating array [B, T, I]. A width other than the layer's dtype is converted; integers are
-                refused.
+                refused. With an embedding integers [B, T], which at masked steps may be anything.
             initial_state: None (zeros), or a list of arrays [B, H], [h] or for LSTM [h, c]; None in it means
                 zeros. One array alone is taken as [h].
             mask: bool array [B, T], True where there is a step; None: everywhere. Elsewhere x is not read, the
@@ -194,7 +217,7 @@ class _Recurrent(KeepsStates):
 
         Raises:
             TypeError: x or a state isn't a floating array, or the mask isn't of bool or the lengths of integers.
-            ValueError: a shape or a length doesn't fit, or both mask and lengths are given.
+            ValueError: a shape, a length or an id doesn't fit, or both mask and lengths are given.
         """
         if training is not True and training is not False:
             self._check_training(training)
@@ -206,6 +229,9 @@ class _Recurrent(KeepsStates):
         stateful = self.stateful
         if stateful:
             initial_state = self._begin_with(initial_state, x)
+        options = self._options(x, mask, lengths, training)
+        if isinstance(packed, Embedded):
+            packed, options["embedding"] = packed
         outputs = functional.run(
             packed,
             x,
@@ -213,7 +239,7 @@ class _Recurrent(KeepsStates):
             return_sequences=self.return_sequences,
             return_state=self.return_state or stateful,
             go_backwards=self.go_backwards,
-            **self._options(x, mask, lengths, training),
+            **options,
         )
         return self._end_with(outputs, self.return_state) if stateful else outputs
 
@@ -253,6 +279,11 @@ class _Recurrent(KeepsStates):
         run: Any = functional.run_forward
         if checkpoint is not False:
             run = functools.partial(checkpoints.run_forward, every=checkpoint)
+        options = self._options(x, mask, lengths, training)
+        given_ids = None
+        if isinstance(packed, Embedded):
+            packed, options["embedding"] = packed
+            x, given_ids = self._for_backward(x, options)
         outputs, core = run(
             packed,
             x,
@@ -260,9 +291,10 @@ class _Recurrent(KeepsStates):
             return_sequences=self.return_sequences,
             return_state=return_state or stateful,
             go_backwards=self.go_backwards,
-            **self._options(x, mask, lengths, training),
+            **options,
         )
         tape = Tape(self, core, return_state, stateful)
+        tape._ids = given_ids
         if stateful:
             outputs = self._end_with(outputs, return_state)
         if self._has_regularizers:
@@ -278,8 +310,8 @@ class _Recurrent(KeepsStates):
             tape: what `forward` of this layer returned. It is used up, but for one with `checkpoint`.
 
         Returns:
-            functional.Gradients: x [B, T, I]; weights, a list in the order of `weights`; initial_state, a
-            list of [B, H].
+            functional.Gradients: x [B, T, I], with an embedding of the rows that the ids named; weights, a list in the
+            order of `weights`; initial_state, a list of [B, H].
 
         Raises:
             TypeError: `tape` is no tape, or dy isn't a floating array.
@@ -304,8 +336,13 @@ class _Recurrent(KeepsStates):
         elif isinstance(dy, (list, tuple)):
             gradients = self._prepare_states(dy, "dy")
         if tape._penalties is not None:
-            return self._penalized_backward(gradients, tape, tape._penalties)
-        return self._run_backward(gradients, tape)
+            found = self._penalized_backward(gradients, tape, tape._penalties)
+        else:
+            found = self._run_backward(gradients, tape)
+        if tape._ids is not None:
+            given_ids, mask, rows = tape._ids
+            found.weights.append(functional.embedding_gradient(given_ids, found.x, rows, mask))
+        return found
 
     def step(
         self, x_t: ArrayLike, states: StatesLike | None = None, *, out: Sequence[Array] | None = None
@@ -316,7 +353,7 @@ class _Recurrent(KeepsStates):
         say here.
 
         Args:
-            x_t: floating array [B, I].
+            x_t: floating array [B, I]; with an embedding integers [B].
             states: what the step before returned, [h] or for LSTM [h, c], arrays [B, H]; None: zeros.
             out: [h] or for LSTM [h, c], contiguous arrays [B, H] of the layer's dtype that the new states are
                 written to, instead of new ones, a list also where there is one state; they may be the arrays in
@@ -334,6 +371,9 @@ class _Recurrent(KeepsStates):
             x_t, packed = self._prepare(x_t, "x_t", "[batch, features]", ".step")
         if states is not None:
             states = self._prepare_states(states, "states", ".step")
+        if isinstance(packed, Embedded):
+            packed, embedding = packed
+            x_t = self._rows(x_t, embedding)
         return functional.run_step(packed, x_t, states, out)
 
     def _masked_step(
@@ -351,6 +391,7 @@ class _Recurrent(KeepsStates):
         if not needed <= masks.keys():
             masks.update(self._dropout_masks(x) | masks)
         options: dict[str, Any] = {"return_state": True, **masks}
+        assert not isinstance(packed, Embedded)  # which cells don't have
         _, *new = functional.run(packed, x[:, None], initial_state=states, **options)
         return new[0], new
 
@@ -360,20 +401,28 @@ class _Recurrent(KeepsStates):
         """Makes the weights, as the first call does by itself; does nothing on a layer built for this shape.
 
         Args:
-            input_shape: (batch, time, features); time is not read and may be None, as may batch, for which a
-                stateful layer makes its states.
+            input_shape: (batch, time, features), with an embedding (batch, time); time is not read and may be None,
+                as may batch, for which a stateful layer makes its states.
 
         Raises:
-            ValueError: the shape has other than three entries or no number of features, or the layer was
+            ValueError: the shape has another number of entries or no number of features, or the layer was
                 built for another number.
         """
         batch: Any
         last: Any
         try:
-            batch, _, last = input_shape
+            if self.embedding is not None:
+                batch, _, last = *input_shape, self.embedding[1]
+            else:
+                batch, _, last = input_shape
             features = operator.index(last)
         except (TypeError, ValueError):
             features = -1
+        if features < 0 and self.embedding is not None:
+            raise ValueError(
+                f"{self._where}: input_shape must be (batch, time), that of the ids, got {reprlib.repr(input_shape)}; "
+                "write for example build((None, None))"
+            )
         if features < 0:
             raise ValueError(
                 f"{self._where}: input_shape must be (batch, time, features) with an integer for features, "
@@ -395,7 +444,10 @@ class _Recurrent(KeepsStates):
 
     @property
     def weights(self) -> list[Array]:
-        """A list of read-only arrays: kernel, recurrent_kernel, bias, peephole. Empty before the layer is built."""
+        """A list of read-only arrays: kernel, recurrent_kernel, bias, peephole, embedding, of these what there is.
+
+        Empty before the layer is built.
+        """
         return [] if self._packed is None else self._packed.arrays
 
     @property
@@ -447,7 +499,7 @@ class _Recurrent(KeepsStates):
                 f"{self._where}: weights must be a list of arrays, got {type(weights).__name__}; "
                 "pass [kernel, recurrent_kernel, bias]"
             ) from None
-        expected = self._shapes(features)
+        expected = self._weight_shapes(features)
         if len(given) != len(expected):
             raise ValueError(
                 f"{self._where}: weights must be {len(expected)} arrays ({', '.join(expected)}), "
@@ -504,12 +556,12 @@ class _Recurrent(KeepsStates):
         """The shape of what a call returns.
 
         Args:
-            input_shape: (batch, time, features), with None for what isn't known.
+            input_shape: (batch, time, features), with an embedding (batch, time); None for what isn't known.
 
         Returns:
             The shape of y; with return_state a tuple of the shapes of y and of each state.
         """
-        batch, time, _ = input_shape
+        batch, time, _ = input_shape if self.embedding is None else (*input_shape, None)
         y: PartialShape = (batch, time, self.units) if self.return_sequences else (batch, self.units)
         return (y, *[(batch, self.units)] * self._states) if self.return_state else y
 
@@ -538,7 +590,7 @@ class _Recurrent(KeepsStates):
                 words.append(f"{name}={show(name, value)}")
         text = f"{self._where}({', '.join(words)})"
         if self._packed is not None:
-            shapes = self._shapes(self._packed.inputs)
+            shapes = self._weight_shapes(self._packed.inputs)
             text += " with " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         return text
 
@@ -568,13 +620,18 @@ class _Recurrent(KeepsStates):
             shapes["bias"] = self._bias_shape()
         return shapes
 
-    def _make_weights(self, features: int) -> functional.AnyWeights:
+    def _weight_shapes(self, features: int) -> dict[str, Shape]:
+        """`_shapes`, and that of the embedding."""
+        shapes = self._shapes(features)
+        return shapes if self.embedding is None else shapes | {"embedding": self.embedding}
+
+    def _make_weights(self, features: int) -> functional.AnyWeights | Embedded:
         """Draws the weights, each from a stream of its own: the size of one has no say in another.
 
         Of several threads that come here at once, the first to finish makes the weights of all.
         """
-        streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self._entropy).spawn(3)]
-        shapes = self._shapes(features)
+        streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self._entropy).spawn(4)]
+        shapes = self._weight_shapes(features)
         for name, shape in shapes.items():
             if math.prod(shape) > sys.maxsize // self._numpy_dtype.itemsize:
                 raise MemoryError(
@@ -589,7 +646,13 @@ class _Recurrent(KeepsStates):
             arrays.append(self._initial_bias(streams[2]))
         if "peephole" in shapes:
             arrays.append(np.zeros(shapes["peephole"], self.dtype))
-        made: functional.AnyWeights = self.__dict__.setdefault("_packed", self._pack(arrays))
+        if self.embedding is not None:
+            table = self._table
+            if table is None:
+                table = initializers.random_uniform(self.embedding, self.dtype, streams[3])
+            arrays.append(table)
+        made: functional.AnyWeights | Embedded = self.__dict__.setdefault("_packed", self._pack(arrays))
+        self.__dict__.pop("_table", None)  # not before: another thread may be here too
         return made
 
     def _draw(self, argument: str, shape: Shape, rng: np.random.Generator) -> Array:
@@ -688,11 +751,11 @@ class _Recurrent(KeepsStates):
             )
         return penalty
 
-    def _pack(self, arrays: list[Array]) -> functional.AnyWeights:
+    def _pack(self, arrays: list[Array]) -> functional.AnyWeights | Embedded:
         for array in arrays:
             array.flags.writeable = False
-        named = dict(zip(self._shapes(0), arrays, strict=True))
-        return functional.make_weights(
+        named = dict(zip(self._weight_shapes(0), arrays, strict=True))
+        packed = functional.make_weights(
             self._cell,
             named["kernel"],
             named["recurrent_kernel"],
@@ -701,6 +764,7 @@ class _Recurrent(KeepsStates):
             self._where,
             named.get("peephole"),
         )
+        return Embedded(packed, named["embedding"]) if "embedding" in named else packed
 
     def _activations(self) -> tuple[ActivationLike, ActivationLike, ActivationLike]:
         """Of the gates, of the candidate, of an LSTM's c on its way to h."""
@@ -721,9 +785,14 @@ class _Recurrent(KeepsStates):
             )
         return self._packed.arrays
 
-    def _prepare(self, x: Any, what: str, axes: str, method: str = "") -> tuple[Array, functional.AnyWeights]:
-        """x in the layer's dtype, and the weights, made if need be. The core checks x's shape."""
-        array = self._floating(x, what, method)
+    def _prepare(
+        self, x: Any, what: str, axes: str, method: str = ""
+    ) -> tuple[Array, functional.AnyWeights | Embedded]:
+        """x in the layer's dtype, or as ids, and the weights, made if need be. The core checks x's shape."""
+        if self.embedding is None:
+            array = self._floating(x, what, method)
+        else:
+            array, axes = ids(self._where + method, what, x), axes.replace(", features", "")
         packed = self._packed
         if packed is None:  # no core object that could check
             if array.ndim != axes.count(",") + 1:
@@ -731,8 +800,30 @@ class _Recurrent(KeepsStates):
                 raise ValueError(
                     f"{self._where}{method}: {what} must have shape {axes}, got {array.shape}{advice}"
                 )
-            packed = self._make_weights(array.shape[-1])
+            packed = self._make_weights(array.shape[-1] if self.embedding is None else self.embedding[1])
         return array, packed
+
+    def _for_backward(
+        self, x: Array, options: dict[str, Any]
+    ) -> tuple[Array, tuple[Array, Array | None, int]]:
+        """Copies of the ids and, put into the options, of their mask, and what the gradient of the embedding needs."""
+        lengths = options.pop("lengths", None)
+        if lengths is not None:
+            options["mask"] = functional.mask_of(self._where, lengths, options.get("mask"), x)
+        x, mask = x.copy(), options.get("mask")
+        if mask is not None:
+            mask = options["mask"] = mask.copy()
+        assert self.embedding is not None
+        return x, (x, mask, self.embedding[0])
+
+    def _rows(self, x_t: Array, embedding: Array) -> Array:
+        """The rows [B, I] of the ids [B] of one step."""
+        x_t = ids(f"{self._where}.step", "x_t", x_t)
+        if x_t.ndim != 1:
+            raise ValueError(f"{self._where}.step: x_t must have shape [batch], got {x_t.shape}")
+        functional.require_rows(f"{self._where}.step", "x_t", x_t, len(embedding))
+        rows: Array = embedding[x_t]
+        return rows
 
     def _prepare_states(self, states: Any, what: str, method: str = "") -> Sequence[Array | None]:
         """The states as a list of arrays in the layer's dtype, None where there is None."""
@@ -752,26 +843,7 @@ class _Recurrent(KeepsStates):
         """`value` as an array of the layer's dtype; no copy if it is one."""
         if value.__class__ is ndarray and value.dtype is self._numpy_dtype:
             return value
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(
-                f"{self._where}{method}: {what} must be a plain array, got a masked array; "
-                "fill it with numpy.ma.filled(...)"
-            )
-        try:
-            array = np.asarray(value)
-        except ValueError as error:
-            raise ValueError(
-                f"{self._where}{method}: {what} must be an array, got a {type(value).__name__} that NumPy "
-                f"makes none of ({error}); give all rows one length"
-            ) from None
-        if array.dtype.kind != "f":
-            variable = "it" if what.startswith("what ") else what.split(" ")[0]  # "weights[0] (kernel)"
-            raise TypeError(
-                f"{self._where}{method}: {what} must be a floating array, got {array.dtype}; "
-                f'convert it with {variable}.astype("{self.dtype}")'
-            )
-        with np.errstate(over="ignore"):  # beyond float32: infinity
-            return array.astype(self._numpy_dtype, copy=False)
+        return floating(f"{self._where}{method}", what, value, self._numpy_dtype)
 
     def _check_training(self, training: Any) -> None:
         if training is not None and not isinstance(training, (bool, np.bool_)):
@@ -784,8 +856,8 @@ class _Recurrent(KeepsStates):
         """What a call hands to the functional layer beside x, the states and what every call does."""
         options: dict[str, Any] = {}
         if mask is not None:
-            options["mask"] = mask if isinstance(mask, ndarray) else np.asarray(mask)
-        if lengths is not None and x.ndim == 3:  # the core refuses all others
+            options["mask"] = mask if mask.__class__ is ndarray else plain(self._where, "mask", mask)
+        if lengths is not None and x.ndim == (3 if self.embedding is None else 2):  # the core refuses others
             options["lengths"] = lengths
         if options and self.zero_output_for_mask:
             options["zero_output_for_mask"] = True
@@ -809,7 +881,8 @@ class _Recurrent(KeepsStates):
 
         masks, per_gate = {}, (self._gates,) if self.recurrent_dropout else ()
         if self.dropout:
-            masks["dropout_mask"] = draw(self.dropout, len(x), *per_gate, x.shape[-1])
+            features = x.shape[-1] if self.embedding is None else self.embedding[1]
+            masks["dropout_mask"] = draw(self.dropout, len(x), *per_gate, features)
         if self.recurrent_dropout:
             masks["recurrent_dropout_mask"] = draw(self.recurrent_dropout, len(x), *per_gate, self.units)
         return masks
@@ -849,6 +922,10 @@ class SimpleRNN(_Recurrent):
             every step; the others are divided by 1 - dropout.
         recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
+            as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
+            number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
+            sparse form of the embedding's gradient.
 
     Weights: kernel W [I, H], recurrent_kernel U [H, H], bias b [H].
 
@@ -891,6 +968,7 @@ class SimpleRNN(_Recurrent):
         unroll: bool = False,
         seed: int | None = None,
         *,
+        embedding: ArrayLike | tuple[int, int] | None = None,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
         dtype: LayerDType | None = None,
@@ -952,6 +1030,10 @@ class LSTM(_Recurrent):
             every step; the others are divided by 1 - dropout.
         recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
+            as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
+            number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
+            sparse form of the embedding's gradient.
 
     Weights: kernel W [I, 4*H], recurrent_kernel U [H, 4*H], bias b [4*H]; gates in the order i, f, g, o; with
     peepholes peephole p [3, H] in the order i, f, o, zeros at first. A gate that a variant hasn't has no columns and
@@ -1009,6 +1091,7 @@ class LSTM(_Recurrent):
         *,
         variant: str | None = None,
         peephole: bool | None = None,
+        embedding: ArrayLike | tuple[int, int] | None = None,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
         dtype: LayerDType | None = None,
@@ -1084,6 +1167,10 @@ class GRU(_Recurrent):
             every step; the others are divided by 1 - dropout.
         recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
+            as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
+            number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
+            sparse form of the embedding's gradient.
 
     Weights: kernel W [I, 3*H], recurrent_kernel U [H, 3*H], bias [2, 3*H] (b, then d) or without reset_after
     [3*H]; gates in the order z, r, n.
@@ -1134,6 +1221,7 @@ class GRU(_Recurrent):
         reset_after: bool = True,
         use_cudnn: Literal["auto", False] = "auto",
         *,
+        embedding: ArrayLike | tuple[int, int] | None = None,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
         dtype: LayerDType | None = None,

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastrnn.arguments import CHECKS, LayerDType
-from fastrnn.cells import RNN, HasWeightsOfMembers, _floating, _Fused, config_of, from_config_of
+from fastrnn.arguments import CHECKS, LayerDType, floating
+from fastrnn.cells import RNN, HasWeightsOfMembers, _Fused, config_of, from_config_of
 from fastrnn.functional import Array, Gradients, mask_of
 from fastrnn.layers import _Recurrent
 from fastrnn.runtime import at_once
@@ -124,6 +124,12 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
                 raise TypeError(
                     f"{where}: {argument} must be a SimpleRNN, LSTM, GRU or RNN of fastrnn, got "
                     f"{reprlib.repr(given)}; write for example {where}(fastrnn.LSTM(64))"
+                )
+            if getattr(given, "embedding", None) is not None:
+                raise ValueError(
+                    f"{where}: {argument} must have no embedding, of which each direction would make one of its own, got "
+                    f"{given!r}; pass rows, embedding[ids], as x: functional.embedding_gradient(ids, grads.x, rows) is the "
+                    "gradient of the embedding"
                 )
         if merge_mode not in MERGE_MODES:
             raise ValueError(
@@ -283,8 +289,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         lengths: Any,
         tapes: list[BidirectionalTape] | None,
     ) -> Any:
-        if not isinstance(x, np.ma.MaskedArray):  # which the layers refuse
-            x = _floating(self._where, "x", x, self.dtype)
+        x = floating(self._where, "x", x, self.dtype)
         if x.ndim > 2:  # less the layers refuse
             if lengths is not None:
                 mask, lengths = mask_of(self._where, lengths, mask, x), None
@@ -352,7 +357,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
                 f"{self._where}: dy must be a list of {total}, the gradients by what forward returned, got "
                 f"{len(given) if error is ValueError else type(given).__name__}; None in it means zeros"
             )
-        merged = [None if d is None else _floating(self._where, "dy", d, self.dtype) for d in given[:count]]
+        merged = [None if d is None else floating(self._where, "dy", d, self.dtype) for d in given[:count]]
         for d, shape in zip(merged, tape._shapes, strict=True):
             if d is not None and d.shape != shape:
                 raise ValueError(

@@ -200,6 +200,38 @@ def test_ids_of_an_embedding_equal_its_rows(isa, cell, dtype, shared):
         assert_close(functional.embedding_gradient(ids, gradients.x, 7), dense, 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"ids": np.array([[0, 7, 1]])}, ValueError, "ids must have ids from 0 to 6, .*, got 7"),
+        ({"ids": np.array([[0, 1, -1]])}, ValueError, "ids must have ids from 0 to 6, .*, got -1"),
+        ({"ids": np.zeros((1, 3))}, TypeError, "ids must be integers, rows of the embedding, got float64; "),
+        (
+            {"dx": np.zeros((1, 2, 4))},
+            ValueError,
+            r"dx must have shape \(1, 3, 'I'\) to go with the ids, got",
+        ),
+        ({"mask": np.ones((1, 3))}, TypeError, "mask must be an array of bool, got float64; "),
+        ({"mask": np.ones((3, 1), bool)}, ValueError, r"mask must have shape \(1, 3\), that of the ids, got"),
+    ],
+)
+def test_an_embeddings_gradient_refuses_what_does_not_fit(change, error, message):
+    fits = {"ids": np.zeros((1, 3), int), "dx": np.zeros((1, 3, 4)), "rows": 7}
+    with pytest.raises(error, match=rf"^functional\.embedding_gradient: {message}"):
+        functional.embedding_gradient(**fits | change)
+
+
+def test_masked_ids_have_no_say_in_an_embeddings_gradient(dtype):
+    rng = np.random.default_rng(0)
+    ids, dx, mask = rng.integers(0, 7, (5, 6)), rng.standard_normal((5, 6, 4)), rng.random((5, 6)) < 0.6
+    dx = dx.astype(dtype)
+    expected = functional.embedding_gradient(ids, np.where(mask[:, :, None], dx, 0), 7)
+    assert expected.dtype == dtype
+    np.testing.assert_array_equal(
+        functional.embedding_gradient(np.where(mask, ids, -(10**9)), dx, 7, mask), expected
+    )
+
+
 def test_ids_and_masks_may_change_before_backward():
     """They are copied: nothing that was not checked is ever read."""
     rng = np.random.default_rng(0)

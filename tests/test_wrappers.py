@@ -567,6 +567,11 @@ X = np.ones((B, T, INPUTS), "float32")
             r"backward_layer must be a Simple.* 3; ",
         ),
         (
+            lambda: Bidirectional(LSTM(3, embedding=(5, 2))),
+            ValueError,
+            r"layer must have no embedding, of which each direction would make one of its own, got LSTM\(3, emb",
+        ),
+        (
             lambda: Bidirectional(LSTM(3), "cat"),
             ValueError,
             r"merge_mode must be one of \['concat', .*'cat'; ",
@@ -626,7 +631,7 @@ def test_what_does_not_fit_is_refused(call, error, message):
 
 @pytest.mark.parametrize("x", [X[0], np.ma.masked_array(X)])
 def test_an_x_that_the_layers_refuse_is_refused(x):
-    with pytest.raises((TypeError, ValueError), match=r"^LSTM: x must "):
+    with pytest.raises((TypeError, ValueError), match=r"^(LSTM|Bidirectional): x must "):
         Bidirectional(LSTM(3))(x)
 
 
