@@ -40,15 +40,15 @@ from fastrnn.arguments import CHECKS, LayerDType, floating
 from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array, Gradients, mask_of
 from fastrnn.initializers import InitializerLike
-from fastrnn.layers import GRU, LSTM, SimpleRNN, StatesLike, _Recurrent
+from fastrnn.layers import GRU, LSTM, IndRNN, SimpleRNN, StatesLike, _Recurrent
 from fastrnn.regularizers import RegularizerLike
 from fastrnn.states import KeepsStates
 
-__all__ = ["RNN", "GRUCell", "LSTMCell", "SimpleRNNCell", "StackedRNNCells"]
+__all__ = ["RNN", "GRUCell", "IndRNNCell", "LSTMCell", "SimpleRNNCell", "StackedRNNCells"]
 
 
 class _Cell:
-    """What the three cells share: a layer that does the work, and of which the cell shows what a cell has."""
+    """What the cells share: a layer that does the work, and of which the cell shows what a cell has."""
 
     _layer_class: type[_Recurrent]
     _layer: _Recurrent
@@ -180,6 +180,45 @@ class SimpleRNNCell(_Cell):
         use_bias: bool = True,
         kernel_initializer: InitializerLike = "glorot_uniform",
         recurrent_initializer: InitializerLike = "orthogonal",
+        bias_initializer: InitializerLike = "zeros",
+        kernel_regularizer: RegularizerLike = None,
+        recurrent_regularizer: RegularizerLike = None,
+        bias_regularizer: RegularizerLike = None,
+        kernel_constraint: ConstraintLike = None,
+        recurrent_constraint: ConstraintLike = None,
+        bias_constraint: ConstraintLike = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        *,
+        trainable: bool = True,
+        dtype: LayerDType | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+
+class IndRNNCell(_Cell):
+    """One step of `IndRNN`: its equation, arguments and weights. Keras has no such cell.
+
+    Args:
+        units, ...: as of `IndRNN`, of which only what concerns whole sequences is missing.
+
+    >>> cell = IndRNNCell(4)
+    >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
+    >>> y_t.shape, len(states)
+    ((32, 4), 1)
+    """
+
+    _layer_class = IndRNN
+
+    def __init__(
+        self,
+        units: int,
+        activation: ActivationLike = "relu",
+        use_bias: bool = True,
+        kernel_initializer: InitializerLike = "glorot_uniform",
+        recurrent_initializer: InitializerLike = "ones",
         bias_initializer: InitializerLike = "zeros",
         kernel_regularizer: RegularizerLike = None,
         recurrent_regularizer: RegularizerLike = None,
@@ -438,7 +477,8 @@ def config_of(what: str, made: Any) -> dict[str, Any]:
             f"a {what} of one's own cannot be written into a config, got {made!r}; give it a method get_config()"
         )
     name, known = type(made).__name__, KNOWN[what].get(type(made).__name__) is type(made)
-    module, registered = ("keras.layers", None) if known else (type(made).__module__, name)
+    of_keras = known and not isinstance(made, OURS_ALONE)
+    module, registered = ("keras.layers", None) if of_keras else (type(made).__module__, name)
     return {"module": module, "class_name": name, "config": made.get_config(), "registered_name": registered}
 
 
@@ -1107,6 +1147,7 @@ class RNN(HasWeightsOfMembers, KeepsStates):
 
 
 KNOWN: dict[str, dict[str, Any]] = {
-    "cell": {c.__name__: c for c in (SimpleRNNCell, LSTMCell, GRUCell, StackedRNNCells)},
-    "layer": {c.__name__: c for c in (SimpleRNN, LSTM, GRU, RNN)},
+    "cell": {c.__name__: c for c in (SimpleRNNCell, IndRNNCell, LSTMCell, GRUCell, StackedRNNCells)},
+    "layer": {c.__name__: c for c in (SimpleRNN, IndRNN, LSTM, GRU, RNN)},
 }
+OURS_ALONE = (IndRNNCell, IndRNN)  # which Keras doesn't have

@@ -1,4 +1,4 @@
-"""The layers SimpleRNN, LSTM and GRU: Keras 3's arguments, weights and results, on NumPy arrays.
+"""The layers SimpleRNN, IndRNN, LSTM and GRU: Keras 3's arguments, weights and results, on NumPy arrays.
 
     lstm = fastrnn.LSTM(64, return_sequences=True)
     y = lstm(x)                          # x [B, T, I] -> y [B, T, 64]; the first call makes the weights
@@ -41,7 +41,7 @@ from fastrnn.initializers import Initializer, InitializerLike, Shape
 from fastrnn.regularizers import RegularizerLike
 from fastrnn.states import KeepsStates
 
-__all__ = ["GRU", "LSTM", "SimpleRNN"]
+__all__ = ["GRU", "LSTM", "IndRNN", "SimpleRNN"]
 
 StatesLike = Sequence[ArrayLike | None] | ArrayLike  # one per state, or the one state there is
 Outputs = Array | Any  # y, or with return_state the tuple (y, h) or for LSTM (y, h, c)
@@ -114,7 +114,7 @@ class Tape:
 
 
 class _Recurrent(KeepsStates):
-    """What the three layers share: arguments, weights, calls.
+    """What the layers share: arguments, weights, calls.
 
     A layer adds its constructor, how many gates it has, the name of its cell in the core, and, where they
     differ, its bias' shape and initial value.
@@ -467,7 +467,7 @@ class _Recurrent(KeepsStates):
 
     @property
     def recurrent_kernel(self) -> Array:
-        """The recurrent weights [H, G*H], read-only."""
+        """The recurrent weights [H, G*H], of IndRNN [H], read-only."""
         return self._built_arrays()[1]
 
     @property
@@ -975,6 +975,100 @@ class SimpleRNN(_Recurrent):
         name: str | None = None,
     ) -> None:
         super().__init__(locals())
+
+
+class IndRNN(_Recurrent):
+    """The independently recurrent layer, in which each unit is fed back its own output alone.
+
+        h_t = relu(x_t W + u * h_{t-1} + b)
+
+    Li et al., "Independently Recurrent Neural Network (IndRNN): Building A Longer and Deeper RNN" (2018, arXiv 1803.04831).
+    Keras has no such layer; the arguments are those of SimpleRNN. With relu and u = 1, as it begins, a unit sums up its
+    inputs, and its gradient neither vanishes nor explodes over time; the paper keeps |u| within 2^(1/T).
+
+    Args:
+        units: H, a positive int.
+        activation: what `fastrnn.activations.get` takes: a name, an `Activation` with parameters, a Keras config, or,
+            much slower, a pair of Python callables (function, derivative), both of an array.
+        use_bias: whether there is a bias.
+        kernel_initializer: W's initial value: a name, a Keras config, or a callable f(shape, dtype=...).
+        recurrent_initializer, bias_initializer: the same for u, a vector, and b.
+        return_sequences: return the output of every step, [B, T, H], instead of the last one, [B, H].
+        return_state: return (y, h) instead of y.
+        go_backwards: read x from its end to its beginning; outputs come in the order of computation.
+        unroll: accepted as in Keras; it changes nothing in the result, nor in speed.
+        seed: int; the same weights, and in the same order of calls the same dropout masks, from every layer with
+            this seed and these shapes. None: fresh ones each time. (In Keras it is the seed of dropout alone.)
+        trainable: if False, `trainable_weights` is empty; nothing else changes.
+        dtype: "float32" (the default) or "float64", of the weights and all arithmetic.
+        name: a str without "/"; by default the class' name in snake case.
+        kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties on W, u and b: what
+            `fastrnn.regularizers.get` takes; see `losses`.
+        activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
+        kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
+            `apply_constraints`.
+        stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
+            An initial_state given goes before them for that call. Copies and pickles don't take the states along.
+        dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
+            every step; the others are divided by 1 - dropout.
+        recurrent_dropout: the same for h_{t-1} in its product with u; each gate then leaves out others, of x too.
+        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
+            as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
+            number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
+            sparse form of the embedding's gradient.
+
+    Weights: kernel W [I, H], recurrent_kernel u [H], bias b [H].
+
+    Raises:
+        TypeError, ValueError: an argument isn't what is said here.
+        NotImplementedError: the dtype is half precision.
+
+    >>> import numpy as np
+    >>> rnn = IndRNN(4, return_sequences=True)
+    >>> rnn(np.zeros((32, 10, 8), "float32")).shape
+    (32, 10, 4)
+    >>> rnn
+    IndRNN(4, return_sequences=True) with kernel [8, 4], recurrent_kernel [4], bias [4]
+    """
+
+    _gates = 1
+    _cell = "indrnn"
+
+    def __init__(
+        self,
+        units: int,
+        activation: ActivationLike = "relu",
+        use_bias: bool = True,
+        kernel_initializer: InitializerLike = "glorot_uniform",
+        recurrent_initializer: InitializerLike = "ones",
+        bias_initializer: InitializerLike = "zeros",
+        kernel_regularizer: RegularizerLike = None,
+        recurrent_regularizer: RegularizerLike = None,
+        bias_regularizer: RegularizerLike = None,
+        activity_regularizer: RegularizerLike = None,
+        kernel_constraint: ConstraintLike = None,
+        recurrent_constraint: ConstraintLike = None,
+        bias_constraint: ConstraintLike = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        seed: int | None = None,
+        *,
+        embedding: ArrayLike | tuple[int, int] | None = None,
+        zero_output_for_mask: bool = False,
+        trainable: bool = True,
+        dtype: LayerDType | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+    def _shapes(self, features: int) -> dict[str, Shape]:
+        return super()._shapes(features) | {"recurrent_kernel": (self.units,)}
 
 
 class LSTM(_Recurrent):

@@ -76,7 +76,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
     the same time, each with half of the threads.
 
     Args:
-        layer: SimpleRNN, LSTM, GRU or RNN; `forward_layer` is a new one of its arguments, without its weights.
+        layer: SimpleRNN, IndRNN, LSTM, GRU or RNN; `forward_layer` is a new one of its arguments, without its weights.
         merge_mode: "concat", "sum", "mul", "ave", or None: both outputs are returned.
         weights: arrays in the order of `weights`, which the layer is built with.
         backward_layer: the layer for the other direction, used itself: with the other go_backwards, and the same
@@ -122,7 +122,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         for argument, given in (("layer", layer), ("backward_layer", backward_layer)):
             if not isinstance(given, (_Recurrent, RNN)) and (given is not None or argument == "layer"):
                 raise TypeError(
-                    f"{where}: {argument} must be a SimpleRNN, LSTM, GRU or RNN of fastrnn, got "
+                    f"{where}: {argument} must be a SimpleRNN, IndRNN, LSTM, GRU or RNN of fastrnn, got "
                     f"{reprlib.repr(given)}; write for example {where}(fastrnn.LSTM(64))"
                 )
             if getattr(given, "embedding", None) is not None:

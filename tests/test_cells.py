@@ -7,7 +7,16 @@ import pickle
 
 import numpy as np
 import pytest
-from support import CELLS, STATES, as_list, assert_close, import_keras, keras_in_float64, random_problem
+from support import (
+    ALL_CELLS,
+    CELLS,
+    STATES,
+    as_list,
+    assert_close,
+    import_keras,
+    keras_in_float64,
+    random_problem,
+)
 from test_layers import (
     INPUTS,
     LAYERS,
@@ -23,14 +32,21 @@ from test_layers import (
 )
 
 import fastrnn
-from fastrnn import RNN, GRUCell, LSTMCell, SimpleRNNCell, StackedRNNCells
+from fastrnn import RNN, GRUCell, IndRNNCell, LSTMCell, SimpleRNNCell, StackedRNNCells
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-OURS = {"simple_rnn": SimpleRNNCell, "lstm": LSTMCell, "gru": GRUCell, "gru_reset_before": GRUCell}
+OURS = {
+    "simple_rnn": SimpleRNNCell,
+    "indrnn": IndRNNCell,
+    "lstm": LSTMCell,
+    "gru": GRUCell,
+    "gru_reset_before": GRUCell,
+}
 CELL_CLASSES = [SimpleRNNCell, LSTMCell, GRUCell]
 
 cells = pytest.mark.parametrize("cell", CELLS)
+all_cells = pytest.mark.parametrize("cell", ALL_CELLS)
 cell_classes = pytest.mark.parametrize("cell_class", CELL_CLASSES)
 
 
@@ -165,7 +181,7 @@ def test_a_step_of_a_cell_is_that_of_keras(cell, initial):
         assert_same(ours(x_t, states[0])[1], result[1][0])
 
 
-@cells
+@all_cells
 def test_a_cell_has_the_weights_and_attributes_of_its_layer(cell):
     made = make_cell(cell, kernel_regularizer="l2", kernel_constraint="non_neg", seed=3)
     assert not made.built and made.weights == []
@@ -312,7 +328,7 @@ def test_training_of_a_cell_must_be_a_flag(training):
         GRUCell(3, dropout=0.5)(np.ones((2, 3), "float32"), None, training=training)
 
 
-@cells
+@all_cells
 @pytest.mark.parametrize("rates", [(0.4, 0.0), (0.0, 0.3), (0.4, 0.3)], ids=str)
 def test_rnn_of_a_cell_uses_dropout_as_its_layer_does(cell, rates):
     problem = random_problem(cell, B, T, INPUTS, H)
@@ -430,7 +446,7 @@ def test_rnn_has_the_arguments_order_and_defaults_of_keras():
         assert [(p.name, p.default) for p in ours][: len(expected)] == expected
 
 
-@cells
+@all_cells
 @sequences_or_last
 @state_or_not
 @both_directions
@@ -756,6 +772,15 @@ def test_configs_go_to_keras_and_back():
         assert again.return_sequences and again.go_backwards and again.name == "b"
         assert repr(again.cell) == repr(ours.cell)
         assert RNN.from_config(ours.get_config()).get_config() == ours.get_config()
+
+
+def test_cells_that_keras_does_not_have_are_written_as_ours():
+    rnn = RNN([IndRNNCell(3, recurrent_initializer="random_uniform"), LSTMCell(2)], return_state=True)
+    config = json.loads(json.dumps(rnn.get_config()))
+    first, second = config["cell"]["config"]["cells"]
+    assert (first["module"], second["module"]) == ("fastrnn.cells", "keras.layers")
+    again = RNN.from_config(config)
+    assert again.get_config() == rnn.get_config() and repr(again) == repr(rnn)
 
 
 def test_a_cell_of_ones_own_is_written_and_found_by_its_class():

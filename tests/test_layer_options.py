@@ -23,6 +23,7 @@ from test_layers import (
     INPUTS,
     LAYERS,
     H,
+    all_cells,
     assert_same,
     both_directions,
     build,
@@ -119,7 +120,7 @@ def test_keras_writes_and_reads_zero_output_for_mask(layer_class):
     assert layer_class.from_config(layer.get_config()).zero_output_for_mask
 
 
-@cells
+@all_cells
 @sequences_or_last
 def test_lengths_are_short_for_a_mask(cell, return_sequences):
     layer, _ = built(cell, return_sequences=return_sequences, return_state=True)
@@ -137,7 +138,7 @@ def test_lengths_are_short_for_a_mask(cell, return_sequences):
         assert_same(actual, wanted)
 
 
-@cells
+@all_cells
 def test_states_that_are_kept_pass_over_masked_steps(cell):
     problem = random_problem(cell, B, T, INPUTS, H)
     mask = mask_of_kind("right")
@@ -213,7 +214,7 @@ def test_outputs_and_gradients_with_dropout_are_those_of_keras_with_the_same_mas
     compare_with_keras(ours, problem.x, mask, problem.initial_state, masks, **options)
 
 
-@cells
+@all_cells
 @rates
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_masks_are_zero_at_the_rate_and_inverse_elsewhere(cell, dropout, recurrent_dropout, dtype):
@@ -278,7 +279,7 @@ def test_each_call_in_training_draws_anew_and_a_seed_repeats_the_draws(
         assert not any(np.array_equal(y, other) for other in drawn[:k])
 
 
-@cells
+@all_cells
 @rates
 def test_without_training_nothing_is_dropped(cell, dropout, recurrent_dropout):
     problem = random_problem(cell, B, T, INPUTS, H, "float32")
@@ -494,7 +495,7 @@ def embedded(cell, dtype="float64", bias=True, **options):
     return layer, build(cell, weights, seed=1, **options), ids, embedding
 
 
-@cells
+@all_cells
 @sequences_or_last
 @state_or_not
 @both_directions
@@ -534,7 +535,7 @@ def test_ids_give_what_the_rows_of_the_embedding_give(
     assert_close(gradients.initial_state, expected.initial_state, 1e-14)
 
 
-@cells
+@all_cells
 def test_steps_take_ids_too(cell):
     layer, plain, ids, embedding = embedded(cell, "float32", stateful=True)
     states = None
@@ -548,7 +549,7 @@ def test_steps_take_ids_too(cell):
     assert_same(layer.states, plain.states)
 
 
-@cells
+@all_cells
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 def test_the_embedding_is_the_last_of_the_weights(cell, bias):
     layer, plain, _, embedding = embedded(cell, "float32", bias)

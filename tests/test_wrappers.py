@@ -374,6 +374,17 @@ def test_what_keeps_states_or_runs_in_python_runs_one_after_the_other(layer, mon
 # ---- Layers of one's own, weights, states ----
 
 
+def test_an_indrnn_may_be_wrapped():
+    wrapper = Bidirectional(fastrnn.IndRNN(H, seed=1, **DOUBLE))
+    x = x_of()
+    y, tape = wrapper.forward(x)
+    assert_same(y[:, :H], wrapper.forward_layer(x))
+    assert_same(y[:, H:], wrapper.backward_layer(x))
+    assert [w.shape for w in wrapper.backward(y, tape).weights] == [(INPUTS, H), (H,), (H,)] * 2
+    again = Bidirectional.from_config(json.loads(json.dumps(wrapper.get_config())))
+    assert repr(again) == repr(Bidirectional.from_config(wrapper.get_config()))
+
+
 def test_a_cell_of_ones_own_may_be_wrapped():
     ours = Bidirectional(RNN(Minimal(H), return_sequences=True, dtype="float64"), "sum")
     x = x_of()
@@ -559,7 +570,7 @@ X = np.ones((B, T, INPUTS), "float32")
         (
             lambda: Bidirectional(3),
             TypeError,
-            r"layer must be a SimpleRNN, LSTM, GRU or RNN of fastrnn, got 3",
+            r"layer must be a SimpleRNN, IndRNN, LSTM, GRU or RNN of fastrnn, got 3",
         ),
         (
             lambda: Bidirectional(LSTM(3), backward_layer=3),
