@@ -29,18 +29,18 @@ from __future__ import annotations
 import copy
 import inspect
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastrnn.activations import ActivationLike
-from fastrnn.arguments import CHECKS, LayerDType, floating
+from fastrnn.arguments import CHECKS, LayerDType, floating, plain
 from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array, Gradients, mask_of
 from fastrnn.initializers import InitializerLike
-from fastrnn.layers import GRU, LSTM, IndRNN, SimpleRNN, StatesLike, _Recurrent
+from fastrnn.layers import GRU, LSTM, IndRNN, SimpleRNN, StatesLike, Tape, _Recurrent
 from fastrnn.regularizers import RegularizerLike
 from fastrnn.states import KeepsStates
 
@@ -536,7 +536,14 @@ class _Fused:
         self.cell.build((None, features))
 
     def run(
-        self, x: Any, states: Any, mask: Any, training: Any, trainable: bool, tapes: list[Any] | None
+        self,
+        x: Any,
+        states: Any,
+        mask: Any,
+        training: Any,
+        trainable: bool,
+        tapes: list[Any] | None,
+        checkpoint: int | bool,
     ) -> list[Any]:
         """[y, *states]; with `tapes` also the tape, appended to them."""
         own = self.cell._layer
@@ -545,7 +552,7 @@ class _Fused:
         vars(self.layer).update(_packed=own._packed, trainable=own.trainable and trainable)
         if tapes is None:
             return list(self.layer(x, states, mask, training))
-        outputs, tape = self.layer.forward(x, states, mask, training)
+        outputs, tape = self.layer.forward(x, states, mask, training, checkpoint=checkpoint)
         tapes.append(tape)
         return list(outputs)
 
@@ -586,7 +593,14 @@ class _Loop:
             self._needs_build = False
 
     def run(
-        self, x: Any, states: Any, mask: Any, training: Any, trainable: bool, tapes: list[Any] | None
+        self,
+        x: Any,
+        states: Any,
+        mask: Any,
+        training: Any,
+        trainable: bool,
+        tapes: list[Any] | None,
+        checkpoint: int | bool,  # False
     ) -> list[Any]:
         """[y, *states]; with `tapes` also the tape, appended to them."""
         where, dtype, return_sequences, go_backwards, zero_output = self.options
@@ -729,7 +743,7 @@ def _where(rows: Array | None, yes: Array, no: Array) -> Array:
 
 
 def _real_steps(where: str, mask: Any, batch: int, time: int) -> Array:
-    array = np.asarray(mask)
+    array = plain(where, "mask", mask)
     if array.dtype != bool or array.shape != (batch, time):
         raise ValueError(
             f"{where}: mask must be a bool array of shape {(batch, time)}, got {array.dtype} of shape {array.shape}; "
@@ -811,6 +825,21 @@ class RNNTape:
         self._parts = parts
         self._return_state = return_state
         self.losses = [loss for part in parts for loss in part.losses]
+
+    def gates(self) -> dict[str, Array]:
+        """What the gates were in all steps, before the tape is used; see `functional.gates`."""
+        found = {
+            self._rnn._name_of(index) + name: gate
+            for index, part in enumerate(self._parts)
+            if isinstance(part, Tape)
+            for name, gate in part.gates().items()
+        }
+        if not any(isinstance(part, Tape) for part in self._parts):
+            raise TypeError(
+                f"{self._rnn._where}: gates are known of cells of fastrnn, got {reprlib.repr(self._rnn.cell)}; "
+                "let the cell note its own"
+            )
+        return found
 
 
 class RNN(HasWeightsOfMembers, KeepsStates):
@@ -962,20 +991,29 @@ class RNN(HasWeightsOfMembers, KeepsStates):
         training: bool | None = True,
         *,
         lengths: ArrayLike | None = None,
+        checkpoint: int | bool = False,
     ) -> tuple[Any, RNNTape]:
         """Runs the cells as a call does, and keeps what `backward` needs.
 
         Args:
             x, initial_state, mask, training, lengths: as in a call.
+            checkpoint: as of `LSTM.forward`, for cells of ours; each cell keeps states of its own, and each cell but the
+                first its inputs.
 
         Returns:
             (outputs, tape): what the call returns, and the tape to hand to `backward`, once.
 
         Raises:
-            As a call; TypeError: a cell of one's own has no forward and backward.
+            As a call; TypeError: a cell of one's own has no forward and backward, or there is one with `checkpoint`.
         """
+        if checkpoint is not False:
+            for part in self._parts:
+                if not isinstance(part, _Fused):
+                    raise TypeError(
+                        f"{self._where}: checkpoint needs cells of fastrnn, got {reprlib.repr(part.cell)}; leave it out"
+                    )
         tapes: list[Any] = []
-        outputs = self._run(x, initial_state, mask, training, lengths, tapes)
+        outputs = self._run(x, initial_state, mask, training, lengths, tapes, checkpoint)
         return outputs, RNNTape(self, tapes, self.return_state)
 
     def backward(self, dy: Any, tape: RNNTape) -> Gradients:
@@ -984,7 +1022,7 @@ class RNN(HasWeightsOfMembers, KeepsStates):
         Args:
             dy: gradient by y; with return_state a list [dy, *dstates] in the form of what `forward` returned. None,
                 alone or as an item, means zeros.
-            tape: what `forward` of this layer returned. It is used up.
+            tape: what `forward` of this layer returned. It is used up, but for one with `checkpoint`.
 
         Returns:
             functional.Gradients: x [B, T, I]; weights, a list in the order of `weights`; initial_state, in the form in
@@ -999,6 +1037,28 @@ class RNN(HasWeightsOfMembers, KeepsStates):
                 f"{self._where}: tape must be what this layer's forward returned, got {reprlib.repr(tape)}; "
                 "call y, tape = layer.forward(x), then layer.backward(dy, tape)"
             )
+        gradients: list[Gradients] = []
+
+        def backward(part: Any, dy: Any, part_tape: Any) -> Array:
+            gradients.insert(0, part.backward(dy, part_tape))
+            return gradients[0].x
+
+        self._go_back(dy, tape, backward)
+        return Gradients(
+            gradients[0].x,
+            [w for of_part in gradients for w in of_part.weights],
+            self._nest([of_part.initial_state for of_part in gradients]),
+        )
+
+    def _name_of(self, index: int) -> str:
+        """What the names of a cell's gates begin with."""
+        return f"{index}_" if len(self._cells) > 1 else ""
+
+    def _go_back(self, dy: Any, tape: RNNTape, backward: Callable[[Any, Any, Any], Array]) -> None:
+        """Calls `backward` with each cell's part, gradients and tape, the last cell first.
+
+        It returns the gradient of the cell's inputs, which are the outputs of the cell before.
+        """
         dstates: Any = None
         if tape._return_state and dy is not None:
             if not isinstance(dy, (list, tuple)) or not dy:
@@ -1008,31 +1068,36 @@ class RNN(HasWeightsOfMembers, KeepsStates):
                 )
             dy, *dstates = dy
         per_part = self._split(dstates, "dy")
-        weights: list[list[Array]] = []
-        initial: list[list[Array]] = []
         for part, part_tape, given in reversed(list(zip(self._parts, tape._parts, per_part, strict=True))):
             given = [None] * part.states if given is None else _as_list(given)
-            dy, part_weights, part_initial = part.backward([dy, *given], part_tape)
-            weights.insert(0, part_weights)
-            initial.insert(0, part_initial)
-        return Gradients(dy, [w for part_weights in weights for w in part_weights], self._nest(initial))
+            dy = backward(part, [dy, *given], part_tape)
 
     def _run(
-        self, x: Any, initial_state: Any, mask: Any, training: Any, lengths: Any, tapes: list[Any] | None
+        self,
+        x: Any,
+        initial_state: Any,
+        mask: Any,
+        training: Any,
+        lengths: Any,
+        tapes: list[Any] | None,
+        checkpoint: int | bool = False,
     ) -> Any:
+        x = floating(self._where, "x", x, self.dtype)
+        if mask is not None:
+            mask = plain(self._where, "mask", mask)
         if lengths is not None:
-            mask = mask_of(self._where, lengths, mask, np.asarray(x))
+            mask = mask_of(self._where, lengths, mask, x)
         per_part = self._split(initial_state, "initial_state")
         if self.stateful:
-            kept = self._begin(np.asarray(x))
+            kept = self._begin(x)
             if initial_state is None and kept is not None:
                 per_part = self._unflatten(kept)
         finals: list[list[Array]] = []
         for part, states in zip(self._parts, per_part, strict=True):
-            x, *final = part.run(x, states, mask, training, self.trainable, tapes)
+            x, *final = part.run(x, states, mask, training, self.trainable, tapes, checkpoint)
             finals.append(final)
             if mask is not None and self.go_backwards and part is self._parts[0]:
-                mask = np.asarray(mask)[:, ::-1]  # in the order of the outputs
+                mask = mask[:, ::-1]  # in the order of the outputs
         if self.stateful:
             self._keep([state for final in finals for state in final])
         return (x, *self._nest(finals)) if self.return_state else x

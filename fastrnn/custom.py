@@ -25,6 +25,8 @@ __all__ = ["CustomTape", "CustomWeights", "backward", "forward", "step"]
 Array = NDArray[Any]
 States = Sequence[Array | None] | Array | None
 
+USED = "functional.gates: the tape was already used; look at the gates before backward"
+
 _FUNCTIONS: dict[str, Any] = {
     "simple_rnn": (reference.simple_rnn_forward, reference.simple_rnn_backward),
     "indrnn": (reference.indrnn_forward, reference.indrnn_backward),
@@ -98,6 +100,13 @@ class CustomTape:
     def nbytes(self) -> int:
         """The memory of the kernels' part."""
         return self.core.nbytes
+
+    def gates(self) -> dict[str, Array]:
+        """What `functional.gates` tells of it."""
+        if self.consumed:
+            raise RuntimeError(USED)
+        found: dict[str, Array] = self.saved.gates()
+        return found
 
 
 def forward(

@@ -16,6 +16,7 @@ and have any strides; x, dy and states whose last axis is not contiguous are cop
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
@@ -251,28 +252,36 @@ def require_rows(where: str, what: str, ids: Array, rows: int) -> None:
         )
 
 
-def gates(tape: AnyTape) -> dict[str, Array]:
+def gates(tape: Any) -> dict[str, Array]:
     """What the gates were in all steps of a forward pass: name -> [B, T, H], in the order in which they were computed.
 
     LSTM: i f g o, of these what the variant has, and c, the state after each step. GRU: z r n. SimpleRNN and IndRNN: none.
     At masked steps the gates are 0, and c is what it was.
 
     Args:
-        tape: What a forward pass returned, not used up yet.
+        tape: What a forward pass returned, not used up yet: one of this module, of `checkpoint` or of a layer. That of an
+            RNN with several cells has the names "0_i", "1_i" ..., of `Bidirectional` "forward_i" and "backward_i", both
+            in the order of x.
 
     Raises:
         RuntimeError: The tape was used.
+        TypeError: `tape` is no tape, or one of cells of one's own, which don't tell their gates.
 
     >>> x, kernel, recurrent_kernel = (np.zeros(s, "float32") for s in [(8, 5, 3), (3, 64), (16, 64)])
     >>> _, tape = lstm_forward(x, kernel, recurrent_kernel)
     >>> {name: gate.shape for name, gate in gates(tape).items()}["f"]
     (8, 5, 16)
     """
-    if tape.consumed:
-        raise RuntimeError("functional.gates: the tape was already used; look at the gates before backward")
-    if isinstance(tape, CustomTape):
-        found: dict[str, Array] = tape.saved.gates()
+    if not isinstance(tape, Tape):
+        if not hasattr(tape, "gates"):
+            raise TypeError(
+                "functional.gates: tape must be what a forward pass returned as its second result, got "
+                f"{reprlib.repr(tape)}; call y, tape = layer.forward(x)"
+            )
+        found: dict[str, Array] = tape.gates()
         return found
+    if tape.consumed:
+        raise RuntimeError(custom.USED)
     cell, saved = tape.weights.cell, tape.saved
     variant = next((v for v in _MISSING_GATE if f"_{v}" in cell), "")
     names = (

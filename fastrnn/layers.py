@@ -106,8 +106,7 @@ class Tape:
 
     def gates(self) -> dict[str, Array]:
         """What the gates were in all steps, before the tape is used: name -> [B, T, H]; see `functional.gates`."""
-        core = self._core
-        return checkpoints.gates(core) if isinstance(core, checkpoints.Tape) else functional.gates(core)
+        return functional.gates(self._core)
 
     def __repr__(self) -> str:
         return f"<Tape of {self._layer!r}>"

@@ -29,6 +29,7 @@ from fastrnn.states import KeepsStates
 __all__ = ["Bidirectional"]
 
 MergeMode = Literal["concat", "sum", "mul", "ave"] | None
+DIRECTIONS = ("forward", "backward")
 MERGE_MODES = ("concat", "sum", "mul", "ave", None)
 
 # Fused multiply-adds of one direction from which both run at the same time. Measured on two cores with AVX-512: time of one
@@ -62,6 +63,19 @@ class BidirectionalTape:
         self._return_sequences = wrapper.return_sequences
         self._together = together
         self.losses = [loss for tape in tapes for loss in tape.losses]
+
+    def gates(self) -> dict[str, Array]:
+        """What the gates were in all steps, in the order of x, before the tape is used; see `functional.gates`."""
+        return {
+            f"{direction}_{name}": self._in_order_of_x(direction, gate)
+            for direction, tape in zip(DIRECTIONS, self._tapes, strict=True)
+            for name, gate in tape.gates().items()
+        }
+
+    def _in_order_of_x(self, direction: str, values: Array) -> Array:
+        """What a direction computed [B, T, ...]."""
+        layer = getattr(self._wrapper, f"{direction}_layer")
+        return values[:, ::-1] if layer.go_backwards else values
 
 
 class Bidirectional(HasWeightsOfMembers, KeepsStates):
@@ -226,11 +240,13 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         training: bool | None = True,
         *,
         lengths: ArrayLike | None = None,
+        checkpoint: int | bool = False,
     ) -> tuple[Any, BidirectionalTape]:
         """Runs both layers as a call does, and keeps what `backward` needs.
 
         Args:
             x, initial_state, mask, training, lengths: as in a call.
+            checkpoint: as of `LSTM.forward`, for both layers.
 
         Returns:
             (outputs, tape): what the call returns, and the tape to hand to `backward`, once. The tape refers to x,
@@ -241,7 +257,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
             As a call.
         """
         tapes: list[BidirectionalTape] = []
-        outputs = self._run(x, initial_state, mask, training, lengths, tapes)
+        outputs = self._run(x, initial_state, mask, training, lengths, tapes, checkpoint)
         return outputs, tapes[0]
 
     def backward(self, dy: Any, tape: BidirectionalTape) -> Gradients:
@@ -250,7 +266,8 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         Args:
             dy: gradient by y; where `forward` returned several, a list with the gradient by each. None, alone or as
                 an item, means zeros.
-            tape: what `forward` of this layer returned. It is used up, also if an exception interrupts this.
+            tape: what `forward` of this layer returned. It is used up, also if an exception interrupts this, but for one
+                with `checkpoint`.
 
         Returns:
             functional.Gradients: x [B, T, I]; weights, a list in the order of `weights`; initial_state, a list of
@@ -288,6 +305,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         training: Any,
         lengths: Any,
         tapes: list[BidirectionalTape] | None,
+        checkpoint: int | bool = False,
     ) -> Any:
         x = floating(self._where, "x", x, self.dtype)
         if x.ndim > 2:  # less the layers refuse
@@ -302,7 +320,9 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
                 at_once_if(
                     together,
                     *(
-                        partial(layer if tapes is None else layer.forward, x, states, mask, training)
+                        partial(layer, x, states, mask, training)
+                        if tapes is None
+                        else partial(layer.forward, x, states, mask, training, checkpoint=checkpoint)
                         for layer, states in zip(
                             self._members, self._split_states(initial_state), strict=True
                         )

@@ -32,7 +32,7 @@ from test_layers import (
 )
 
 import fastrnn
-from fastrnn import RNN, GRUCell, IndRNNCell, LSTMCell, SimpleRNNCell, StackedRNNCells
+from fastrnn import RNN, GRUCell, IndRNNCell, LSTMCell, SimpleRNNCell, StackedRNNCells, functional, inspection
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -772,6 +772,51 @@ def test_configs_go_to_keras_and_back():
         assert again.return_sequences and again.go_backwards and again.name == "b"
         assert repr(again.cell) == repr(ours.cell)
         assert RNN.from_config(ours.get_config()).get_config() == ours.get_config()
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["one", "stack"])
+@pytest.mark.parametrize("go_backwards", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("stateful", [False, True], ids=["stateless", "stateful"])
+def test_checkpoints_change_neither_outputs_nor_gradients(stacked, go_backwards, stateful):
+    cells = [LSTMCell(3, dtype="float64", seed=1), GRUCell(2, dtype="float64", seed=2)]
+    options = dict(return_sequences=True, return_state=True, go_backwards=go_backwards, stateful=stateful)
+    rnn = RNN(cells if stacked else cells[0], **options)
+    x = np.random.default_rng(0).standard_normal((B, T, INPUTS))
+    results = []
+    for checkpoint in (False, 2, True):
+        rnn.reset_state()
+        for _ in range(1 + stateful):
+            outputs, tape = rnn.forward(x, mask=MASK, checkpoint=checkpoint)
+        gates = functional.gates(tape)  # which backward uses up
+        gradients = rnn.backward(list(outputs), tape)
+        results.append([*flat(outputs), *flat(list(gradients)), *gates.values()])
+    for found in results[1:]:
+        assert_close(found, results[0], 1e-13)
+
+
+def test_gates_of_a_stack_are_those_of_its_cells_by_number():
+    cells = [LSTMCell(3, dtype="float64"), SimpleRNNCell(2, dtype="float64"), GRUCell(2, dtype="float64")]
+    x = np.random.default_rng(0).standard_normal((B, T, INPUTS))
+    _, tape = RNN(cells).forward(x)
+    found = functional.gates(tape)
+    assert list(found) == ["0_i", "0_f", "0_g", "0_o", "0_c", "2_z", "2_r", "2_n"]
+    expected = functional.gates(RNN(cells[0]).forward(x)[1])
+    assert list(expected) == ["i", "f", "g", "o", "c"]
+    for name, gate in expected.items():
+        assert_same(found[f"0_{name}"], gate)
+
+
+def test_checkpoints_and_gates_need_cells_of_ours():
+    rnn = RNN([LSTMCell(3, dtype="float64"), Minimal(2)])
+    with pytest.raises(TypeError, match=r"^RNN: checkpoint needs cells of fastrnn, got <.*; leave it out"):
+        rnn.forward(X, checkpoint=2)
+    _, tape = rnn.forward(X)
+    assert list(functional.gates(tape)) == ["0_i", "0_f", "0_g", "0_o", "0_c"]
+    y, tape = RNN(Minimal(2)).forward(X)
+    with pytest.raises(TypeError, match=r"^RNN: gates are known of cells of fastrnn, got <"):
+        functional.gates(tape)
+    with pytest.raises(TypeError, match=r"^inspection: tape must come .*, got one of a cell of one's own; "):
+        inspection.gradient_norms(y, tape)
 
 
 def test_cells_that_keras_does_not_have_are_written_as_ours():

@@ -173,6 +173,14 @@ def test_gates_of_a_tape_equal_those_of_the_reference(problem):
         functional.gates(tape)
 
 
+@pytest.mark.parametrize("wrong", [None, np.zeros(3), "tape"], ids=repr)
+def test_gates_of_what_is_no_tape_are_refused(wrong):
+    with pytest.raises(
+        TypeError, match=r"^functional\.gates: tape must be what a forward pass returned as its sec"
+    ):
+        functional.gates(wrong)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_ids_of_an_embedding_equal_its_rows(isa, cell, dtype, shared):
     case = CASES[cell]
