@@ -257,7 +257,7 @@ def test_ids_and_masks_may_change_before_backward():
 @pytest.mark.parametrize("name", sorted(activations.NAMES))
 @pytest.mark.parametrize("clip", [None, 0.75])
 def test_activations_at_their_limits_equal_those_in_python(isa, dtype, name, clip):
-    """Kinks, clips, large values, NaN: values everywhere, gradients where they are finite."""
+    """Kinks, clips, large values, infinity, NaN without its sign bit, which has a say in slopes of kinds with kinks."""
     activation = activations.Activation(name, clip=clip)
     a = np.array(
         [0.0, 0.75, -0.75, 0.5, -0.5, 1.0, -1.0, 3.5, -3.5, 7.0, 50.0, -50.0, np.inf, -np.inf, np.nan]
@@ -268,10 +268,7 @@ def test_activations_at_their_limits_equal_those_in_python(isa, dtype, name, cli
     rtol = 1e-12 if dtype == "float64" else 2e-6
     np.testing.assert_allclose(outputs[:, 0], activation(a), rtol=rtol, atol=rtol)
     dx = functional.simple_rnn_backward(np.ones_like(outputs), tape).x[:, 0, 0]
-    finite = np.isfinite(a)
-    np.testing.assert_allclose(
-        dx[finite], activation.gradient(a, np.ones_like(a))[finite], rtol=rtol, atol=rtol
-    )
+    np.testing.assert_allclose(dx, activation.gradient(a, np.ones_like(a)), rtol=rtol, atol=rtol)
 
 
 @pytest.mark.parametrize("threads", [-1, -(2**31)])
