@@ -5,8 +5,8 @@ functions of these names, with their arguments and results; `functional` chooses
 the activations that they have in place of the callables: all checks and their messages are the kernels', and the cost of
 it is small beside that of the callables.
 
-The callables see arrays [B, H] or, for gates side by side, [B, 2*H], in the dtype of the weights. They are called for
-masked steps too, as if x were zeros there, and what they return of those has no say; it must be finite.
+The callables see arrays [n, H] or, for gates side by side, [n, 2*H], in the dtype of the weights: at each step the n rows
+that are not masked.
 """
 
 from __future__ import annotations
