@@ -630,6 +630,13 @@ class _Loop:
             if rows is not None:
                 x_t = _where(rows, x_t, np.zeros_like(x_t))
             result = step(x_t, states, **options)
+            parts = 2 if tapes is None else 3
+            if not isinstance(result, (tuple, list)) or len(result) != parts:
+                of = f"{len(result)} items" if isinstance(result, (tuple, list)) else reprlib.repr(result)
+                raise TypeError(
+                    f"{where}: the cell's {method} must return (y_t, states{', saved' * (parts - 2)}), got {of}; "
+                    "see fastrnn.cells"
+                )
             steps.append((result[2] if tapes is not None else None, rows))
             new_y, new = self._checked(result[:2], batch, states)
             y = new_y if rows is None else _where(rows, new_y, y)
@@ -781,13 +788,14 @@ class HasWeightsOfMembers:
         return [w.copy() for w in self.weights]
 
     def set_weights(self, weights: Iterable[ArrayLike]) -> None:
-        """Replaces all weights, of one after the other.
+        """Replaces all weights, of one after the other, or none when there is an error.
 
         Args:
             weights: arrays in the order and of the shapes of `weights`.
 
         Raises:
             ValueError: the number of arrays or a shape doesn't fit.
+            TypeError: an array isn't floating, or a cell of one's own has no set_weights.
         """
         given, expected = list(weights), self.weights
         if [np.shape(w) for w in given] != [w.shape for w in expected] or not expected:
@@ -795,11 +803,23 @@ class HasWeightsOfMembers:
                 f"{self._where}: weights must have the shapes {[w.shape for w in expected]}, got "
                 f"{[np.shape(w) for w in given]}; pass them as get_weights returns them, after build"
             )
-        for member in self._members:
-            count = len(getattr(member, "weights", []))
-            if count:
-                member.set_weights(given[:count])
-            given = given[count:]
+        changed: list[tuple[Any, list[Array]]] = []
+        try:
+            for member in self._members:
+                before = [w.copy() for w in getattr(member, "weights", [])]
+                if before:
+                    if not hasattr(member, "set_weights"):
+                        raise TypeError(
+                            f"{self._where}: a cell of one's own must have set_weights, got {reprlib.repr(member)}; "
+                            "see fastrnn.cells"
+                        )
+                    changed.append((member, before))
+                    member.set_weights(given[: len(before)])
+                given = given[len(before) :]
+        except BaseException:
+            for member, before in changed:
+                member.set_weights(before)
+            raise
 
     def count_params(self) -> int:
         """How many numbers the weights hold."""

@@ -115,6 +115,8 @@ def _run(
 ) -> tuple[Outputs, Any]:
     if lengths is not None:
         mask = mask_of(weights.name, lengths, mask, x)
+    if threads.__class__ is not int or not 0 <= threads <= runtime.MOST_THREADS:
+        threads = _threads(getattr(weights, "name", "functional.run"), threads)
     run_cell: Any = custom.forward if weights.__class__ is CustomWeights else _core.forward
     y, states, tape = run_cell(
         weights,
@@ -182,7 +184,20 @@ def restore_tape(
 def run_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0) -> Gradients:
     """Turn the gradient of a forward pass's outputs into those of its inputs; see `lstm_backward`."""
     run_cell: Any = custom.backward if tape.__class__ is CustomTape else _core.backward
+    if threads.__class__ is not int or not 0 <= threads <= runtime.MOST_THREADS:
+        threads = _threads(f"{getattr(tape.weights, 'name', 'functional')}.backward", threads)
     return Gradients(*run_cell(dy, tape, threads or runtime.limit.threads))
+
+
+def _threads(where: str, threads: Any) -> int:
+    """`threads` as an int that the kernels take, after a check of it."""
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
+        raise TypeError(
+            f"{where}: threads must be an integer, got {reprlib.repr(threads)}; 0 means get_num_threads()"
+        )
+    if threads < 0:
+        raise ValueError(f"{where}: threads must be at least 1, or 0 for get_num_threads(), got {threads}")
+    return min(int(threads), runtime.MOST_THREADS)
 
 
 def run_step(
@@ -348,22 +363,29 @@ def mask_of(where: str, lengths: ArrayLike, mask: Array | None, x: Array) -> Arr
     """
     if mask is not None:
         raise ValueError(f"{where}: lengths and mask must not both be given; leave one of them out")
+    if not isinstance(x, np.ndarray):
+        raise TypeError(
+            f"{where}: x must be a NumPy array, got {type(x).__name__}; convert it with np.asarray(x)"
+        )
     if len(x.shape) < 2:
         raise ValueError(f"{where}: x must have shape [batch, time, features], got {x.shape}")
-    array = np.asarray(lengths)
-    if array.dtype.kind not in "iu":
-        raise TypeError(
-            f"{where}: lengths must be integers, got {array.dtype}; convert them with lengths.astype(int)"
-        )
+    array = arguments.plain(where, "lengths", lengths)
     batch, time = x.shape[:2]
     if array.shape != (batch,):
         raise ValueError(f"{where}: lengths must have shape ({batch},), one for each row, got {array.shape}")
-    if array.size and (array.min() < 0 or array.max() > time):
-        wrong = array[(array < 0) | (array > time)][0]
+    exact = array
+    if array.dtype.kind not in "iu":
+        exact = np.array(lengths, object)  # of ints that no dtype holds, or of no ints
+        if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in exact):
+            raise TypeError(
+                f"{where}: lengths must be integers, got {array.dtype}; convert them with lengths.astype(int)"
+            )
+    if array.size and (exact.min() < 0 or exact.max() > time):
+        wrong = exact[(exact < 0) | (exact > time)][0]
         raise ValueError(
             f"{where}: lengths must be from 0 to {time}, the time steps of x, got {wrong}; cut or pad x to fit"
         )
-    return np.arange(time) < array[:, None]
+    return np.arange(time) < exact.astype(np.int64)[:, None]
 
 
 # ---- By name
@@ -386,7 +408,10 @@ def make_weights(
         chosen: The activations of the gates, of the candidate, of an LSTM's c on its way to h.
         name: What error messages begin with.
     """
-    found = tuple(map(activations.get, chosen))
+    try:
+        found = tuple(map(activations.get, chosen))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
     codes = [
         (a.code, a.alpha, a.beta, np.inf if a.clip is None else a.clip)
         for a in found
@@ -411,9 +436,9 @@ def lstm_cell(variant: str | None, peephole: bool) -> str:
     Raises:
         ValueError: there is no such variant, or it has no peepholes.
     """
-    if variant not in VARIANTS:
+    if not (variant is None or isinstance(variant, str)) or variant not in VARIANTS:
         known = ", ".join(repr(name) for name in VARIANTS)
-        raise ValueError(f"variant must be one of {known}, got {variant!r}")
+        raise ValueError(f"variant must be one of {known}, got {reprlib.repr(variant)}")
     if variant == "np" and peephole:
         raise ValueError('variant "np" is the LSTM without peepholes; leave peephole out')
     gates = f"_{variant}" if variant in ("nig", "nfg", "nog", "cifg") else ""
@@ -450,7 +475,10 @@ def _lstm_weights(
     variant: str | None,
     peephole: Array | None,
 ) -> AnyWeights:
-    cell = lstm_cell(variant, peephole is not None)
+    try:
+        cell = lstm_cell(variant, peephole is not None)
+    except ValueError as error:
+        raise ValueError(f"functional.lstm: {error}") from None
     chosen = lstm_activations(variant, activation, recurrent_activation)
     return make_weights(cell, kernel, recurrent_kernel, bias, chosen, "functional.lstm", peephole)
 
@@ -545,12 +573,15 @@ def simple_rnn_forward(
     )
 
 
-def simple_rnn_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gradients:
+def simple_rnn_backward(
+    dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0
+) -> Gradients:
     """Return the gradients of the inputs and weights of one `simple_rnn_forward`.
 
     Args:
         dy: The gradient of y, of its shape; with `return_state` a list [dy, dh]. None, alone or as an item: zeros.
         tape: What `simple_rnn_forward` returned. It is used up.
+        threads: The most threads that this call may use; 0: get_num_threads().
 
     Returns:
         `Gradients` of x, the weights and the initial states.
@@ -560,7 +591,7 @@ def simple_rnn_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape
         TypeError: A gradient is not of the dtype of the forward pass.
         ValueError: A gradient's shape is not that of its output, or the tape is of another cell.
     """
-    return run_backward(dy, _tape_of("simple_rnn", tape))
+    return run_backward(dy, _tape_of("simple_rnn", tape), threads=threads)
 
 
 def indrnn(
@@ -626,12 +657,15 @@ def indrnn_forward(
     )
 
 
-def indrnn_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gradients:
+def indrnn_backward(
+    dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0
+) -> Gradients:
     """Return the gradients of the inputs and weights of one `indrnn_forward`.
 
     Args:
         dy: The gradient of y, of its shape; with `return_state` a list [dy, dh]. None, alone or as an item: zeros.
         tape: What `indrnn_forward` returned. It is used up.
+        threads: The most threads that this call may use; 0: get_num_threads().
 
     Returns:
         `Gradients` of x, the weights and the initial states.
@@ -641,7 +675,7 @@ def indrnn_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) ->
         TypeError: A gradient is not of the dtype of the forward pass.
         ValueError: A gradient's shape is not that of its output, or the tape is of another cell.
     """
-    return run_backward(dy, _tape_of("indrnn", tape))
+    return run_backward(dy, _tape_of("indrnn", tape), threads=threads)
 
 
 def lstm(
@@ -729,12 +763,13 @@ def lstm_forward(
     )
 
 
-def lstm_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gradients:
+def lstm_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0) -> Gradients:
     """Return the gradients of the inputs and weights of one `lstm_forward`.
 
     Args:
         dy: The gradient of y, of its shape; with `return_state` a list [dy, dh, dc]. None, alone or as an item: zeros.
         tape: What `lstm_forward` returned. It is used up.
+        threads: The most threads that this call may use; 0: get_num_threads().
 
     Returns:
         `Gradients` of x, the weights and the initial states.
@@ -744,7 +779,7 @@ def lstm_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> G
         TypeError: A gradient is not of the dtype of the forward pass.
         ValueError: A gradient's shape is not that of its output, or the tape is of another cell.
     """
-    return run_backward(dy, _tape_of("lstm", tape))
+    return run_backward(dy, _tape_of("lstm", tape), threads=threads)
 
 
 def gru(
@@ -825,12 +860,13 @@ def gru_forward(
     )
 
 
-def gru_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gradients:
+def gru_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0) -> Gradients:
     """Return the gradients of the inputs and weights of one `gru_forward`.
 
     Args:
         dy: The gradient of y, of its shape; with `return_state` a list [dy, dh]. None, alone or as an item: zeros.
         tape: What `gru_forward` returned. It is used up.
+        threads: The most threads that this call may use; 0: get_num_threads().
 
     Returns:
         `Gradients` of x, the weights and the initial states.
@@ -840,4 +876,4 @@ def gru_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gr
         TypeError: A gradient is not of the dtype of the forward pass.
         ValueError: A gradient's shape is not that of its output, or the tape is of another cell.
     """
-    return run_backward(dy, _tape_of("gru", tape))
+    return run_backward(dy, _tape_of("gru", tape), threads=threads)

@@ -87,7 +87,8 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
 
     Schuster and Paliwal, "Bidirectional Recurrent Neural Networks" (1997). With a mask and return_sequences the
     outputs of masked steps are zeros, whatever the layers say of it, as in Keras. Large calls run both directions at
-    the same time, each with half of the threads.
+    the same time, each with half of the threads; Ctrl-C then ends the call at once, while the kernel of the backward
+    layer runs to its end in a thread of its own, whose result nobody sees.
 
     Args:
         layer: SimpleRNN, IndRNN, LSTM, GRU or RNN; `forward_layer` is a new one of its arguments, without its weights.

@@ -144,6 +144,9 @@ MASK = np.array(
 )
 
 
+X = np.ones((B, T, INPUTS))
+
+
 # ---- Cells ----
 
 
@@ -806,6 +809,60 @@ def test_gates_of_a_stack_are_those_of_its_cells_by_number():
         assert_same(found[f"0_{name}"], gate)
 
 
+@pytest.mark.parametrize(
+    ("result", "got"),
+    [(None, "None"), (3, "3"), ((1, 2, 3, 4), "4 items"), ([], "0 items"), (X, "array")],
+    ids=str,
+)
+def test_a_cell_must_return_outputs_and_states(result, got):
+    class Wrong(Minimal):
+        def __call__(self, x_t, states):
+            return result
+
+        def forward(self, x_t, states):
+            return result
+
+    with pytest.raises(TypeError, match=rf"^RNN: the cell's __call__ must return \(y_t, states\), got {got}"):
+        RNN(Wrong(3))(X)
+    with pytest.raises(
+        TypeError, match=rf"^RNN: the cell's forward must return \(y_t, states, saved\), got {got}"
+    ):
+        RNN(Wrong(3)).forward(X)
+
+
+class Refuses(Minimal):
+    def set_weights(self, weights):
+        super().set_weights(weights)
+        if any(np.asarray(w).dtype.kind != "f" for w in weights):
+            raise TypeError("must be a floating array")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RNN([LSTMCell(3), Refuses(2, "float32"), GRUCell(2)]),
+        lambda: fastrnn.Bidirectional(fastrnn.LSTM(3)),
+        lambda: fastrnn.Bidirectional(
+            fastrnn.GRU(3), backward_layer=RNN([LSTMCell(3), Refuses(2, "float32")], go_backwards=True)
+        ),
+    ],
+    ids=["stack", "bidirectional", "stack_in_bidirectional"],
+)
+def test_weights_stay_as_they_were_if_one_is_refused(make):
+    layer, x = make(), X.astype("float32")
+    y, before = layer(x), layer.get_weights()
+    changed = [w + 1 for w in before]
+    for index, w in enumerate(changed):
+        with pytest.raises(TypeError, match="must be a floating array"):
+            layer.set_weights([*changed[:index], w.astype(int), *changed[index + 1 :]])
+        assert_same(layer.get_weights(), before)
+        with pytest.raises(ValueError, match="must have the shapes"):
+            layer.set_weights([*changed[:index], w[1:], *changed[index + 1 :]])
+    assert_same(layer(x), y)
+    layer.set_weights(changed)
+    assert_same(layer.get_weights(), changed)
+
+
 def test_checkpoints_and_gates_need_cells_of_ours():
     rnn = RNN([LSTMCell(3, dtype="float64"), Minimal(2)])
     with pytest.raises(TypeError, match=r"^RNN: checkpoint needs cells of fastrnn, got <.*; leave it out"):
@@ -817,6 +874,18 @@ def test_checkpoints_and_gates_need_cells_of_ours():
         functional.gates(tape)
     with pytest.raises(TypeError, match=r"^inspection: tape must come .*, got one of a cell of one's own; "):
         inspection.gradient_norms(y, tape)
+
+
+def test_arrays_with_a_mask_are_refused_by_cells_of_ones_own_too():
+    masked = np.ma.masked_greater(X, 0)
+    for rnn in (RNN(Minimal(3)), RNN(LSTMCell(3, dtype="float64"))):
+        for call in (
+            lambda rnn=rnn: rnn(masked),
+            lambda rnn=rnn: rnn(X, [masked[:, 0, :3]]),
+            lambda rnn=rnn: rnn(X, mask=np.ma.array(MASK)),
+        ):
+            with pytest.raises(TypeError, match=r"^\w+: \S+ must be a plain array, got a masked array; "):
+                call()
 
 
 def test_cells_that_keras_does_not_have_are_written_as_ours():
@@ -865,7 +934,6 @@ def test_copies_give_the_same_results(duplicate):
         assert not np.array_equal(twin(x), y)
 
 
-X = np.ones((B, T, INPUTS))
 CELL = LSTMCell(3)
 
 

@@ -271,13 +271,107 @@ def test_activations_at_their_limits_equal_those_in_python(isa, dtype, name, cli
     np.testing.assert_allclose(dx, activation.gradient(a, np.ones_like(a)), rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("threads", [-1, -(2**31)])
-def test_negative_threads_are_refused(threads):
+@pytest.mark.parametrize(
+    ("threads", "error", "message"),
+    [
+        (-1, ValueError, r"at least 1, or 0 for get_num_threads\(\), got -1$"),
+        (-(2**31), ValueError, r"at least 1, or 0 for get_num_threads\(\), got -2147483648$"),
+        (-(2**80), ValueError, r"at least 1, or 0 for get_num_threads\(\), got -12089"),
+        (1.0, TypeError, r"an integer, got 1.0; 0 means get_num_threads\(\)$"),
+        (True, TypeError, "an integer, got True; "),
+        (None, TypeError, "an integer, got None; "),
+        ("2", TypeError, "an integer, got '2'; "),
+        (np.ones(2, int), TypeError, "an integer, got array"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("activation", ["tanh", (np.tanh, np.cos)], ids=["kernels", "callables"])
+def test_threads_must_be_a_number_of_them(threads, error, message, activation):
     x, weights, _, _ = random_problem(CASES["lstm"], 3, 5, 2, 4, "float32", 0)
+    with pytest.raises(error, match=rf"^functional\.lstm: threads must be {message}"):
+        functional.lstm(x, *weights, activation=activation, threads=threads)
+    y, tape = functional.lstm_forward(x, *weights, activation=activation)
+    with pytest.raises(error, match=rf"^functional\.lstm\.backward: threads must be {message}"):
+        functional.lstm_backward(y, tape, threads=threads)
+    functional.lstm_backward(y, tape)  # the tape survived
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3, np.int16(2), 2**80], ids=str)
+def test_results_do_not_depend_on_threads_of_a_call(cell, threads):
+    case = CASES[cell]
+    x, weights, _, _ = random_problem(case, 3, 5, 2, 4, "float32", 0)
+    y, tape = case.functions[1](x, *weights, **case.settings)
+    expected = case.functions[2](y, tape)
+    again, tape = case.functions[1](x, *weights, **case.settings, threads=threads)
+    assert_close(again, y, 0)
+    assert_close(case.functions[2](y, tape, threads=threads), expected, 0)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        (
+            [2**70, 1, 1],
+            ValueError,
+            "lengths must be from 0 to 5, the time steps of x, got 1180591620717411303424; ",
+        ),
+        (
+            [2**63, -1, 1],
+            ValueError,
+            "lengths must be from 0 to 5, the time steps of x, got 9223372036854775808; ",
+        ),
+        (
+            [-(2**70), 1, 1],
+            ValueError,
+            "lengths must be from 0 to 5, the time steps of x, got -11805916207174113",
+        ),
+        ([], ValueError, r"lengths must have shape \(3,\), one for each row, got \(0,\)"),
+        (3, ValueError, r"lengths must have shape \(3,\), one for each row, got \(\)"),
+        ([1.0, 2.0, 3.0], TypeError, "lengths must be integers, got float64; "),
+        ([True, False, True], TypeError, "lengths must be integers, got bool; "),
+        (["1", "2", "3"], TypeError, "lengths must be integers, got <U1; "),
+        ([None, 1, 2], TypeError, "lengths must be integers, got object; "),
+        ([[1], [2, 3], [4]], ValueError, "lengths must be an array, got a list that NumPy makes none of "),
+        (np.ma.array([1, 2, 3]), TypeError, "lengths must be a plain array, got a masked array; "),
+    ],
+    ids=str,
+)
+def test_impossible_lengths_are_refused(lengths, error, message):
+    x, weights, _, _ = random_problem(CASES["lstm"], 3, 5, 2, 4, "float32", 0)
+    with pytest.raises(error, match=rf"^functional\.lstm: {message}"):
+        functional.lstm(x, *weights, lengths=lengths)
+    with pytest.raises(error, match=rf"^LSTM: {message}"):
+        fastrnn.LSTM(4)(x, lengths=lengths)
+
+
+def test_lengths_of_no_rows_may_be_an_empty_list():
+    assert fastrnn.LSTM(4)(np.zeros((0, 5, 2), "float32"), lengths=[]).shape == (0, 4)
+
+
+def test_a_list_as_x_is_refused_with_lengths_and_taken_by_layers():
+    _, weights, _, _ = random_problem(CASES["lstm"], 3, 5, 2, 4, "float32", 0)
+    x = np.ones((3, 5, 2), "float32")
     with pytest.raises(
-        ValueError, match=r"functional\.lstm: threads must be at least 1, or 0 for get_num_threads"
+        TypeError, match=r"^functional\.lstm: x must be a NumPy array, got list; convert it with"
     ):
-        functional.lstm(x, *weights, threads=threads)
+        functional.lstm(x.tolist(), *weights, lengths=[1, 2, 3])
+    for layer in (fastrnn.LSTM(4), fastrnn.RNN(fastrnn.LSTMCell(4)), fastrnn.Bidirectional(fastrnn.GRU(4))):
+        np.testing.assert_array_equal(layer(x.tolist(), lengths=[1, 2, 3]), layer(x, lengths=[1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"variant": np.zeros(3)}, ValueError, r"variant must be one of None, 'vanilla', .*, got array\(\["),
+        ({"recurrent_activation": 3}, TypeError, "an activation must be a name, .*, got 3; "),
+    ],
+    ids=str,
+)
+def test_impossible_variants_and_activations_are_refused(options, error, message):
+    x, weights, _, _ = random_problem(CASES["lstm"], 3, 5, 2, 4, "float64", 0)
+    for function in (functional.lstm, functional.lstm_forward):
+        with pytest.raises(error, match=rf"^functional\.lstm: {message}"):
+            function(x, *weights, **options)
 
 
 @pytest.mark.parametrize(
@@ -448,10 +542,10 @@ def test_lengths_are_short_for_a_mask():
         (
             {"variant": "np", "peephole": np.ones((3, 4), "float32")},
             ValueError,
-            'variant "np" is the LSTM without peepholes',
+            'functional.lstm: variant "np" is the LSTM without peepholes',
         ),
-        ({"variant": "gif"}, ValueError, "variant must be one of None, 'vanilla'"),
-        ({"activation": "tan"}, ValueError, "there is no activation 'tan'"),
+        ({"variant": "gif"}, ValueError, "functional.lstm: variant must be one of None, 'vanilla'"),
+        ({"activation": "tan"}, ValueError, "functional.lstm: there is no activation 'tan'"),
     ],
 )
 def test_impossible_options_are_refused(options, error, message):
