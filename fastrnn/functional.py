@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,6 +37,13 @@ States = Sequence[Array | None] | Array | None
 Outputs = Array | tuple[Array, ...]
 AnyWeights = Weights | CustomWeights
 AnyTape = Tape | CustomTape
+
+
+class TellsGates(Protocol):
+    """What the tapes of layers, of `checkpoint` and of cells with callables have in common."""
+
+    def gates(self) -> dict[str, Array]:
+        """What `gates` returns of it."""
 
 
 class Options(TypedDict, total=False):
@@ -267,7 +274,7 @@ def require_rows(where: str, what: str, ids: Array, rows: int) -> None:
         )
 
 
-def gates(tape: Any) -> dict[str, Array]:
+def gates(tape: AnyTape | TellsGates) -> dict[str, Array]:
     """What the gates were in all steps of a forward pass: name -> [B, T, H], in the order in which they were computed.
 
     LSTM: i f g o, of these what the variant has, and c, the state after each step. GRU: z r n. SimpleRNN and IndRNN: none.
@@ -293,8 +300,7 @@ def gates(tape: Any) -> dict[str, Array]:
                 "functional.gates: tape must be what a forward pass returned as its second result, got "
                 f"{reprlib.repr(tape)}; call y, tape = layer.forward(x)"
             )
-        found: dict[str, Array] = tape.gates()
-        return found
+        return tape.gates()
     if tape.consumed:
         raise RuntimeError(custom.USED)
     cell, saved = tape.weights.cell, tape.saved

@@ -14,9 +14,9 @@ Legend: B batch, T time steps, H units.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -26,9 +26,16 @@ from fastrnn.functional import Array
 __all__ = ["gradient_norms", "hidden_gradients"]
 
 Tape = layers.Tape | checkpoint.Tape
+Gradient = Array | Sequence[Array | None] | None
 
 
-def hidden_gradients(dy: Any, tape: Any) -> Any:
+@overload
+def hidden_gradients(dy: Gradient, tape: Tape) -> Array: ...
+@overload
+def hidden_gradients(dy: Any, tape: wrappers.BidirectionalTape) -> dict[str, Array]: ...
+@overload
+def hidden_gradients(dy: Any, tape: cells.RNNTape) -> Array | dict[str, Array]: ...
+def hidden_gradients(dy: Any, tape: Any) -> Array | dict[str, Array]:
     """The gradient of the loss by the hidden state after every step, dL/dh_t.
 
     It counts all ways that h_t goes: to the output of its step (and to those of masked steps that repeat it), and through
@@ -57,7 +64,13 @@ def hidden_gradients(dy: Any, tape: Any) -> Any:
     return _of_all(dy, tape, lambda dh: dh)
 
 
-def gradient_norms(dy: Any, tape: Any) -> Any:
+@overload
+def gradient_norms(dy: Gradient, tape: Tape) -> Array: ...
+@overload
+def gradient_norms(dy: Any, tape: wrappers.BidirectionalTape) -> dict[str, Array]: ...
+@overload
+def gradient_norms(dy: Any, tape: cells.RNNTape) -> Array | dict[str, Array]: ...
+def gradient_norms(dy: Any, tape: Any) -> Array | dict[str, Array]:
     """The Euclidean norm of dL/dh_t for every row and step: the picture of vanishing and exploding gradients.
 
     (Pascanu et al., "On the difficulty of training recurrent neural networks", 2013, arXiv 1211.5063.)
@@ -74,7 +87,7 @@ def gradient_norms(dy: Any, tape: Any) -> Any:
     return _of_all(dy, tape, lambda dh: np.linalg.norm(dh, axis=-1))
 
 
-def _of_all(dy: Any, tape: Any, what: Callable[[Array], Any]) -> Any:
+def _of_all(dy: Any, tape: Any, what: Callable[[Array], Any]) -> Array | dict[str, Array]:
     """what(dL/dh_t) for all steps; a dict by name if the tape is made of several."""
     found: dict[str, Array] = {}
     if isinstance(tape, wrappers.BidirectionalTape):
