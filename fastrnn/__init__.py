@@ -1,8 +1,8 @@
 """fastrnn: the CPU engine for recurrent networks.
 
 Fused SimpleRNN, LSTM and GRU kernels, forward and backward, behind layers that look like Keras'. The parts, each built on
-the next: `fastrnn.SimpleRNN`, `fastrnn.LSTM` and `fastrnn.GRU` (layers with weights), `fastrnn.functional` (the same without
-state), the compiled kernels. `fastrnn.reference` computes the same in plain NumPy, for reading and checking.
+the next: `fastrnn.SimpleRNN`, `fastrnn.LSTM`, `fastrnn.GRU` and others (layers with weights), `fastrnn.functional` (the same
+without state), the compiled kernels. `fastrnn.reference` computes the same in plain NumPy, for reading and checking.
 """
 
 from fastrnn import _installed  # noqa: F401, I001  (first: it finds the compiled module when this is a source folder)
@@ -19,9 +19,9 @@ from fastrnn import (
     reference,
     regularizers,
 )
-from fastrnn.cells import RNN, GRUCell, LSTMCell, SimpleRNNCell, StackedRNNCells
+from fastrnn.cells import RNN, GRUCell, IndRNNCell, LSTMCell, SimpleRNNCell, StackedRNNCells
 from fastrnn.functional import Gradients
-from fastrnn.layers import GRU, LSTM, SimpleRNN
+from fastrnn.layers import GRU, LSTM, IndRNN, SimpleRNN
 from fastrnn.runtime import (
     available_isas,
     compiled_isas,
@@ -42,6 +42,8 @@ __all__ = [
     "Bidirectional",
     "GRUCell",
     "Gradients",
+    "IndRNN",
+    "IndRNNCell",
     "LSTMCell",
     "SimpleRNN",
     "SimpleRNNCell",

@@ -55,8 +55,9 @@ def _softplus(a: Array) -> Array:
 
 
 def _between(a: Array, lower: float, upper: float) -> Array:
-    """1 inside of the limits, 0 outside and on them."""
-    return ((lower < a) & (a < upper)).astype(a.dtype)
+    """1 inside of the limits, 0 outside and on them; an infinite limit is none."""
+    above, below = lower == -math.inf or lower < a, upper == math.inf or a < upper
+    return np.logical_and(above, below).astype(a.dtype)
 
 
 def _hard_sigmoid(a: Array, p: float, q: float) -> Array:
@@ -127,7 +128,7 @@ _KINDS = {
     "mish": _Kind(lambda a, p, q: a * tanh(_softplus(a)), lambda a, p, q: _mish_slope(a)),
     "hard_silu": _Kind(
         lambda a, p, q: a * _hard_sigmoid(a, p, q),
-        lambda a, p, q: _hard_sigmoid(a, p, q) + a * _hard_sigmoid_slope(a, p, q),
+        lambda a, p, q: _hard_sigmoid(a, p, q) + np.where(_between(p * a + q, 0, 1) > 0, p * a, 0),
         _SIXTH,
         _HALF,
     ),
@@ -136,8 +137,10 @@ _KINDS = {
         lambda a, p, q: p * tanh(q * a), lambda a, p, q: p * q * _tanh_slope(q * a), 1.0, 1.0
     ),
     "thresholded_relu": _Kind(lambda a, p, q: np.where(a <= p, 0, a), lambda a, p, q: a > p, 1.0),
-    "soft_shrink": _Kind(lambda a, p, q: a - np.clip(a, -p, p), lambda a, p, q: np.abs(a) > p, 0.5),
-    "hard_shrink": _Kind(lambda a, p, q: np.where(np.abs(a) <= p, 0, a), lambda a, p, q: np.abs(a) > p, 0.5),
+    "soft_shrink": _Kind(lambda a, p, q: a - np.clip(a, -p, p), lambda a, p, q: ~(np.abs(a) <= p), 0.5),
+    "hard_shrink": _Kind(
+        lambda a, p, q: np.where(np.abs(a) <= p, 0, a), lambda a, p, q: ~(np.abs(a) <= p), 0.5
+    ),
     "squareplus": _Kind(
         lambda a, p, q: (a + np.hypot(a, math.sqrt(p))) / 2,
         lambda a, p, q: (1 + a / np.hypot(a, math.sqrt(p))) / 2,
@@ -172,21 +175,19 @@ def _checked(name: str, parameter: str, value: Any, default: float | None) -> fl
     """The parameter's value; `default` stands for None, and is None where the value is fixed."""
     if default is None:
         raise ValueError(f'Activation("{name}"): it has no {parameter}, got {value!r}; leave {parameter} out')
+    positive = parameter == "clip" or name == "celu"
+    least = "0 or more" if name == "squareplus" else ""
+    kind = "a positive number" if positive else f"a number of {least}" if least else "a number"
+    what = f'Activation("{name}"): {parameter} must be {kind}, got {reprlib.repr(value)}; pass a float, or leave it out'
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        error: type[Exception] = TypeError
-    elif math.isnan(value) or (parameter == "clip" and value <= 0) or (name == "celu" and value == 0):
-        error = ValueError
-    else:
-        return float(value)
-    kind = (
-        "a positive number"
-        if parameter == "clip"
-        else "a number other than 0"
-        if name == "celu"
-        else "a number"
-    )
-    advice = "pass a float, or leave it out"
-    raise error(f'Activation("{name}"): {parameter} must be {kind}, got {reprlib.repr(value)}; {advice}')
+        raise TypeError(what)
+    try:
+        number = float(value)
+    except OverflowError:  # an int that no float can hold
+        raise ValueError(what) from None
+    if math.isnan(number) or (positive and number <= 0) or (least and number < 0):
+        raise ValueError(what)
+    return number
 
 
 class _Clipped:
@@ -234,10 +235,10 @@ class _Clipped:
             dy: gradient of the loss with respect to the values, shaped as `a`.
 
         Returns:
-            dy times the slope at `a`; 0 where `a` is outside of [-clip, clip].
+            dy times the slope at `a`; 0 where `a` is outside of [-clip, clip], or with a clip NaN.
         """
         da = dy * self._apply(self._slope, a)
-        return da if self.clip is None else np.where(np.abs(a) > self.clip, da.dtype.type(0), da)
+        return da if self.clip is None else np.where(np.abs(a) <= self.clip, da, da.dtype.type(0))
 
 
 @dataclass(frozen=True)
@@ -318,6 +319,11 @@ class Activation(_Clipped):
                 values[parameter] = _checked(name, parameter, value, free)
         if self.clip is not None:
             values["clip"] = _checked(name, "clip", self.clip, 0.0)
+        if kind == "hard_tanh" and values["alpha"] > values["beta"]:
+            raise ValueError(
+                f'Activation("{name}"): alpha, the lower limit, must be at most beta, the upper one, got '
+                f"{values['alpha']} and {values['beta']}; swap them"
+            )
         for field, value in values.items():
             object.__setattr__(self, field, value)
 

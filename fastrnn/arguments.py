@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from fastrnn import activations, constraints, initializers, regularizers
 
-__all__ = ["CHECKS", "SETTABLE", "LayerDType", "show", "to_config"]
+__all__ = ["CHECKS", "SETTABLE", "LayerDType", "floating", "ids", "plain", "show", "to_config"]
 
 Check = Callable[[str, str, Any], Any]
 LayerDType = DTypeLike | dict[str, Any]  # the dict: the config of a DTypePolicy of Keras
@@ -94,6 +94,23 @@ def _variant(where: str, argument: str, value: Any) -> str | None:
     raise TypeError(_must(where, argument, "None or a str", value, 'use for example "cifg"'))
 
 
+def _embedding(where: str, argument: str, value: Any) -> Any:
+    """None, the shape (V, I) as a tuple, or a copy of the array [V, I]."""
+    if value is None:
+        return None
+    what = "an array [V, I] of floats, or its shape (V, I)"
+    array = plain(where, argument, value)
+    if array.shape == (2,) and array.dtype.kind in "iu":
+        rows, columns = map(int, array)
+        if min(rows, columns) < 0:
+            raise ValueError(_must(where, argument, what, value, "sizes are 0 or more"))
+        return rows, columns
+    if array.dtype.kind != "f" or array.ndim != 2:
+        error = TypeError if array.dtype.kind not in "fiu" else ValueError
+        raise error(_must(where, argument, what, value, "a row of it is the input of a step"))
+    return array.copy()
+
+
 def _flag_or_none(where: str, argument: str, value: Any) -> bool | None:
     return None if value is None else _flag(where, argument, value)
 
@@ -129,6 +146,45 @@ def _name(where: str, argument: str, value: Any) -> str:
     return value
 
 
+def plain(where: str, what: str, value: Any) -> NDArray[Any]:
+    """`value` as an array; one with a mask, which would be lost, and rows of several lengths are refused."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{where}: {what} must be a plain array, got a masked array; fill it with numpy.ma.filled(...)"
+        )
+    try:
+        return np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{where}: {what} must be an array, got a {type(value).__name__} that NumPy "
+            f"makes none of ({error}); give all rows one length"
+        ) from None
+
+
+def ids(where: str, what: str, value: Any) -> NDArray[Any]:
+    """`value` as an array of integers, the rows of an embedding; which rows there are is checked elsewhere."""
+    array = plain(where, what, value)
+    if array.dtype.kind not in "iu":
+        raise TypeError(
+            f"{where}: {what} must be integers, rows of the embedding, got {array.dtype}; "
+            f'convert it with {what}.astype("int64")'
+        )
+    return array
+
+
+def floating(where: str, what: str, value: Any, dtype: Any) -> NDArray[Any]:
+    """`value` as an array of this dtype, after a check that it is one of floats; no copy if it is one of that dtype."""
+    array = plain(where, what, value)
+    if array.dtype.kind != "f":
+        variable = "it" if what.startswith("what ") else what.split(" ")[0]  # "weights[0] (kernel)"
+        raise TypeError(
+            f"{where}: {what} must be a floating array, got {array.dtype}; "
+            f'convert it with {variable}.astype("{np.dtype(dtype).name}")'
+        )
+    with np.errstate(over="ignore"):  # beyond float32: infinity
+        return array.astype(dtype, copy=False)
+
+
 CHECKS: dict[str, Check] = {
     "units": _units,
     "activation": _activation,
@@ -157,6 +213,7 @@ CHECKS: dict[str, Check] = {
     "use_cudnn": _cudnn,
     "variant": _variant,
     "peephole": _flag_or_none,
+    "embedding": _embedding,
     "zero_output_for_mask": _flag,
     "trainable": _flag,
     "dtype": _dtype,

@@ -29,26 +29,26 @@ from __future__ import annotations
 import copy
 import inspect
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastrnn.activations import ActivationLike
-from fastrnn.arguments import CHECKS, LayerDType
+from fastrnn.arguments import CHECKS, LayerDType, floating, plain
 from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array, Gradients, mask_of
 from fastrnn.initializers import InitializerLike
-from fastrnn.layers import GRU, LSTM, SimpleRNN, StatesLike, _Recurrent
+from fastrnn.layers import GRU, LSTM, IndRNN, SimpleRNN, StatesLike, Tape, _Recurrent
 from fastrnn.regularizers import RegularizerLike
 from fastrnn.states import KeepsStates
 
-__all__ = ["RNN", "GRUCell", "LSTMCell", "SimpleRNNCell", "StackedRNNCells"]
+__all__ = ["RNN", "GRUCell", "IndRNNCell", "LSTMCell", "SimpleRNNCell", "StackedRNNCells"]
 
 
 class _Cell:
-    """What the three cells share: a layer that does the work, and of which the cell shows what a cell has."""
+    """What the cells share: a layer that does the work, and of which the cell shows what a cell has."""
 
     _layer_class: type[_Recurrent]
     _layer: _Recurrent
@@ -180,6 +180,45 @@ class SimpleRNNCell(_Cell):
         use_bias: bool = True,
         kernel_initializer: InitializerLike = "glorot_uniform",
         recurrent_initializer: InitializerLike = "orthogonal",
+        bias_initializer: InitializerLike = "zeros",
+        kernel_regularizer: RegularizerLike = None,
+        recurrent_regularizer: RegularizerLike = None,
+        bias_regularizer: RegularizerLike = None,
+        kernel_constraint: ConstraintLike = None,
+        recurrent_constraint: ConstraintLike = None,
+        bias_constraint: ConstraintLike = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        *,
+        trainable: bool = True,
+        dtype: LayerDType | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+
+class IndRNNCell(_Cell):
+    """One step of `IndRNN`: its equation, arguments and weights. Keras has no such cell.
+
+    Args:
+        units, ...: as of `IndRNN`, of which only what concerns whole sequences is missing.
+
+    >>> cell = IndRNNCell(4)
+    >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
+    >>> y_t.shape, len(states)
+    ((32, 4), 1)
+    """
+
+    _layer_class = IndRNN
+
+    def __init__(
+        self,
+        units: int,
+        activation: ActivationLike = "relu",
+        use_bias: bool = True,
+        kernel_initializer: InitializerLike = "glorot_uniform",
+        recurrent_initializer: InitializerLike = "ones",
         bias_initializer: InitializerLike = "zeros",
         kernel_regularizer: RegularizerLike = None,
         recurrent_regularizer: RegularizerLike = None,
@@ -438,7 +477,8 @@ def config_of(what: str, made: Any) -> dict[str, Any]:
             f"a {what} of one's own cannot be written into a config, got {made!r}; give it a method get_config()"
         )
     name, known = type(made).__name__, KNOWN[what].get(type(made).__name__) is type(made)
-    module, registered = ("keras.layers", None) if known else (type(made).__module__, name)
+    of_keras = known and not isinstance(made, OURS_ALONE)
+    module, registered = ("keras.layers", None) if of_keras else (type(made).__module__, name)
     return {"module": module, "class_name": name, "config": made.get_config(), "registered_name": registered}
 
 
@@ -496,7 +536,14 @@ class _Fused:
         self.cell.build((None, features))
 
     def run(
-        self, x: Any, states: Any, mask: Any, training: Any, trainable: bool, tapes: list[Any] | None
+        self,
+        x: Any,
+        states: Any,
+        mask: Any,
+        training: Any,
+        trainable: bool,
+        tapes: list[Any] | None,
+        checkpoint: int | bool,
     ) -> list[Any]:
         """[y, *states]; with `tapes` also the tape, appended to them."""
         own = self.cell._layer
@@ -505,7 +552,7 @@ class _Fused:
         vars(self.layer).update(_packed=own._packed, trainable=own.trainable and trainable)
         if tapes is None:
             return list(self.layer(x, states, mask, training))
-        outputs, tape = self.layer.forward(x, states, mask, training)
+        outputs, tape = self.layer.forward(x, states, mask, training, checkpoint=checkpoint)
         tapes.append(tape)
         return list(outputs)
 
@@ -546,11 +593,18 @@ class _Loop:
             self._needs_build = False
 
     def run(
-        self, x: Any, states: Any, mask: Any, training: Any, trainable: bool, tapes: list[Any] | None
+        self,
+        x: Any,
+        states: Any,
+        mask: Any,
+        training: Any,
+        trainable: bool,
+        tapes: list[Any] | None,
+        checkpoint: int | bool,  # False
     ) -> list[Any]:
         """[y, *states]; with `tapes` also the tape, appended to them."""
         where, dtype, return_sequences, go_backwards, zero_output = self.options
-        x = _floating(where, "x", x, dtype)
+        x = floating(where, "x", x, dtype)
         if x.ndim < 3:
             raise ValueError(
                 f"{where}: x must have shape [batch, time, features], got {x.shape}; "
@@ -576,6 +630,13 @@ class _Loop:
             if rows is not None:
                 x_t = _where(rows, x_t, np.zeros_like(x_t))
             result = step(x_t, states, **options)
+            parts = 2 if tapes is None else 3
+            if not isinstance(result, (tuple, list)) or len(result) != parts:
+                of = f"{len(result)} items" if isinstance(result, (tuple, list)) else reprlib.repr(result)
+                raise TypeError(
+                    f"{where}: the cell's {method} must return (y_t, states{', saved' * (parts - 2)}), got {of}; "
+                    "see fastrnn.cells"
+                )
             steps.append((result[2] if tapes is not None else None, rows))
             new_y, new = self._checked(result[:2], batch, states)
             y = new_y if rows is None else _where(rows, new_y, y)
@@ -598,7 +659,7 @@ class _Loop:
         states = list(states) if isinstance(states, (list, tuple)) else [states]
         sizes = _state_sizes(self.cell)
         arrays = [
-            np.zeros((batch, size), dtype) if s is None else _floating(where, "initial_state", s, dtype)
+            np.zeros((batch, size), dtype) if s is None else floating(where, "initial_state", s, dtype)
             for size, s in zip(sizes, [*states, *[None] * len(sizes)], strict=False)
         ]
         if len(states) != len(sizes) or any(
@@ -634,7 +695,7 @@ class _Loop:
                 )
             raise RuntimeError(f"{where}: a tape serves once, got one used before; call forward again")
         dy, *dstates = (
-            np.zeros_like(output) if d is None else _floating(where, "dy", d, dtype)
+            np.zeros_like(output) if d is None else floating(where, "dy", d, dtype)
             for d, output in zip(gradients, tape.outputs, strict=True)
         )
         for d, output in zip([dy, *dstates], tape.outputs, strict=True):
@@ -689,23 +750,13 @@ def _where(rows: Array | None, yes: Array, no: Array) -> Array:
 
 
 def _real_steps(where: str, mask: Any, batch: int, time: int) -> Array:
-    array = np.asarray(mask)
+    array = plain(where, "mask", mask)
     if array.dtype != bool or array.shape != (batch, time):
         raise ValueError(
             f"{where}: mask must be a bool array of shape {(batch, time)}, got {array.dtype} of shape {array.shape}; "
             "True is a real step"
         )
     return array
-
-
-def _floating(where: str, what: str, value: Any, dtype: str) -> Array:
-    array = np.asarray(value)
-    if array.dtype.kind != "f":
-        raise TypeError(
-            f"{where}: {what} must be a floating array, got {array.dtype}; "
-            f'convert it with {what}.astype("{dtype}")'
-        )
-    return array.astype(dtype, copy=False)
 
 
 # ---- The layer of any cells
@@ -737,13 +788,14 @@ class HasWeightsOfMembers:
         return [w.copy() for w in self.weights]
 
     def set_weights(self, weights: Iterable[ArrayLike]) -> None:
-        """Replaces all weights, of one after the other.
+        """Replaces all weights, of one after the other, or none when there is an error.
 
         Args:
             weights: arrays in the order and of the shapes of `weights`.
 
         Raises:
             ValueError: the number of arrays or a shape doesn't fit.
+            TypeError: an array isn't floating, or a cell of one's own has no set_weights.
         """
         given, expected = list(weights), self.weights
         if [np.shape(w) for w in given] != [w.shape for w in expected] or not expected:
@@ -751,11 +803,23 @@ class HasWeightsOfMembers:
                 f"{self._where}: weights must have the shapes {[w.shape for w in expected]}, got "
                 f"{[np.shape(w) for w in given]}; pass them as get_weights returns them, after build"
             )
-        for member in self._members:
-            count = len(getattr(member, "weights", []))
-            if count:
-                member.set_weights(given[:count])
-            given = given[count:]
+        changed: list[tuple[Any, list[Array]]] = []
+        try:
+            for member in self._members:
+                before = [w.copy() for w in getattr(member, "weights", [])]
+                if before:
+                    if not hasattr(member, "set_weights"):
+                        raise TypeError(
+                            f"{self._where}: a cell of one's own must have set_weights, got {reprlib.repr(member)}; "
+                            "see fastrnn.cells"
+                        )
+                    changed.append((member, before))
+                    member.set_weights(given[: len(before)])
+                given = given[len(before) :]
+        except BaseException:
+            for member, before in changed:
+                member.set_weights(before)
+            raise
 
     def count_params(self) -> int:
         """How many numbers the weights hold."""
@@ -781,6 +845,21 @@ class RNNTape:
         self._parts = parts
         self._return_state = return_state
         self.losses = [loss for part in parts for loss in part.losses]
+
+    def gates(self) -> dict[str, Array]:
+        """What the gates were in all steps, before the tape is used; see `functional.gates`."""
+        found = {
+            self._rnn._name_of(index) + name: gate
+            for index, part in enumerate(self._parts)
+            if isinstance(part, Tape)
+            for name, gate in part.gates().items()
+        }
+        if not any(isinstance(part, Tape) for part in self._parts):
+            raise TypeError(
+                f"{self._rnn._where}: gates are known of cells of fastrnn, got {reprlib.repr(self._rnn.cell)}; "
+                "let the cell note its own"
+            )
+        return found
 
 
 class RNN(HasWeightsOfMembers, KeepsStates):
@@ -932,20 +1011,29 @@ class RNN(HasWeightsOfMembers, KeepsStates):
         training: bool | None = True,
         *,
         lengths: ArrayLike | None = None,
+        checkpoint: int | bool = False,
     ) -> tuple[Any, RNNTape]:
         """Runs the cells as a call does, and keeps what `backward` needs.
 
         Args:
             x, initial_state, mask, training, lengths: as in a call.
+            checkpoint: as of `LSTM.forward`, for cells of ours; each cell keeps states of its own, and each cell but the
+                first its inputs.
 
         Returns:
             (outputs, tape): what the call returns, and the tape to hand to `backward`, once.
 
         Raises:
-            As a call; TypeError: a cell of one's own has no forward and backward.
+            As a call; TypeError: a cell of one's own has no forward and backward, or there is one with `checkpoint`.
         """
+        if checkpoint is not False:
+            for part in self._parts:
+                if not isinstance(part, _Fused):
+                    raise TypeError(
+                        f"{self._where}: checkpoint needs cells of fastrnn, got {reprlib.repr(part.cell)}; leave it out"
+                    )
         tapes: list[Any] = []
-        outputs = self._run(x, initial_state, mask, training, lengths, tapes)
+        outputs = self._run(x, initial_state, mask, training, lengths, tapes, checkpoint)
         return outputs, RNNTape(self, tapes, self.return_state)
 
     def backward(self, dy: Any, tape: RNNTape) -> Gradients:
@@ -954,7 +1042,7 @@ class RNN(HasWeightsOfMembers, KeepsStates):
         Args:
             dy: gradient by y; with return_state a list [dy, *dstates] in the form of what `forward` returned. None,
                 alone or as an item, means zeros.
-            tape: what `forward` of this layer returned. It is used up.
+            tape: what `forward` of this layer returned. It is used up, but for one with `checkpoint`.
 
         Returns:
             functional.Gradients: x [B, T, I]; weights, a list in the order of `weights`; initial_state, in the form in
@@ -969,6 +1057,28 @@ class RNN(HasWeightsOfMembers, KeepsStates):
                 f"{self._where}: tape must be what this layer's forward returned, got {reprlib.repr(tape)}; "
                 "call y, tape = layer.forward(x), then layer.backward(dy, tape)"
             )
+        gradients: list[Gradients] = []
+
+        def backward(part: Any, dy: Any, part_tape: Any) -> Array:
+            gradients.insert(0, part.backward(dy, part_tape))
+            return gradients[0].x
+
+        self._go_back(dy, tape, backward)
+        return Gradients(
+            gradients[0].x,
+            [w for of_part in gradients for w in of_part.weights],
+            self._nest([of_part.initial_state for of_part in gradients]),
+        )
+
+    def _name_of(self, index: int) -> str:
+        """What the names of a cell's gates begin with."""
+        return f"{index}_" if len(self._cells) > 1 else ""
+
+    def _go_back(self, dy: Any, tape: RNNTape, backward: Callable[[Any, Any, Any], Array]) -> None:
+        """Calls `backward` with each cell's part, gradients and tape, the last cell first.
+
+        It returns the gradient of the cell's inputs, which are the outputs of the cell before.
+        """
         dstates: Any = None
         if tape._return_state and dy is not None:
             if not isinstance(dy, (list, tuple)) or not dy:
@@ -978,31 +1088,36 @@ class RNN(HasWeightsOfMembers, KeepsStates):
                 )
             dy, *dstates = dy
         per_part = self._split(dstates, "dy")
-        weights: list[list[Array]] = []
-        initial: list[list[Array]] = []
         for part, part_tape, given in reversed(list(zip(self._parts, tape._parts, per_part, strict=True))):
             given = [None] * part.states if given is None else _as_list(given)
-            dy, part_weights, part_initial = part.backward([dy, *given], part_tape)
-            weights.insert(0, part_weights)
-            initial.insert(0, part_initial)
-        return Gradients(dy, [w for part_weights in weights for w in part_weights], self._nest(initial))
+            dy = backward(part, [dy, *given], part_tape)
 
     def _run(
-        self, x: Any, initial_state: Any, mask: Any, training: Any, lengths: Any, tapes: list[Any] | None
+        self,
+        x: Any,
+        initial_state: Any,
+        mask: Any,
+        training: Any,
+        lengths: Any,
+        tapes: list[Any] | None,
+        checkpoint: int | bool = False,
     ) -> Any:
+        x = floating(self._where, "x", x, self.dtype)
+        if mask is not None:
+            mask = plain(self._where, "mask", mask)
         if lengths is not None:
-            mask = mask_of(self._where, lengths, mask, np.asarray(x))
+            mask = mask_of(self._where, lengths, mask, x)
         per_part = self._split(initial_state, "initial_state")
         if self.stateful:
-            kept = self._begin(np.asarray(x))
+            kept = self._begin(x)
             if initial_state is None and kept is not None:
                 per_part = self._unflatten(kept)
         finals: list[list[Array]] = []
         for part, states in zip(self._parts, per_part, strict=True):
-            x, *final = part.run(x, states, mask, training, self.trainable, tapes)
+            x, *final = part.run(x, states, mask, training, self.trainable, tapes, checkpoint)
             finals.append(final)
             if mask is not None and self.go_backwards and part is self._parts[0]:
-                mask = np.asarray(mask)[:, ::-1]  # in the order of the outputs
+                mask = mask[:, ::-1]  # in the order of the outputs
         if self.stateful:
             self._keep([state for final in finals for state in final])
         return (x, *self._nest(finals)) if self.return_state else x
@@ -1117,6 +1232,7 @@ class RNN(HasWeightsOfMembers, KeepsStates):
 
 
 KNOWN: dict[str, dict[str, Any]] = {
-    "cell": {c.__name__: c for c in (SimpleRNNCell, LSTMCell, GRUCell, StackedRNNCells)},
-    "layer": {c.__name__: c for c in (SimpleRNN, LSTM, GRU, RNN)},
+    "cell": {c.__name__: c for c in (SimpleRNNCell, IndRNNCell, LSTMCell, GRUCell, StackedRNNCells)},
+    "layer": {c.__name__: c for c in (SimpleRNN, IndRNN, LSTM, GRU, RNN)},
 }
+OURS_ALONE = (IndRNNCell, IndRNN)  # which Keras doesn't have

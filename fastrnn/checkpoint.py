@@ -70,6 +70,10 @@ class Tape:
         """The bytes of what was kept beside the caller's arrays."""
         return sum(state.nbytes for states in self.states[1:] for state in states)
 
+    def gates(self) -> dict[str, Array]:
+        """What the gates were in all steps; see `functional.gates`."""
+        return gates(self)
+
     def _segments(self) -> list[tuple[int, int, slice]]:
         """Of each segment its first step, the step after its last, and where they are in x."""
         T, k = self.x.shape[1], self.every

@@ -5,8 +5,8 @@ functions of these names, with their arguments and results; `functional` chooses
 the activations that they have in place of the callables: all checks and their messages are the kernels', and the cost of
 it is small beside that of the callables.
 
-The callables see arrays [B, H] or, for gates side by side, [B, 2*H], in the dtype of the weights. They are called for
-masked steps too, as if x were zeros there, and what they return of those has no say; it must be finite.
+The callables see arrays [n, H] or, for gates side by side, [n, 2*H], in the dtype of the weights: at each step the n rows
+that are not masked.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ __all__ = ["CustomTape", "CustomWeights", "backward", "forward", "step"]
 
 Array = NDArray[Any]
 States = Sequence[Array | None] | Array | None
+
+USED = "functional.gates: the tape was already used; look at the gates before backward"
 
 _FUNCTIONS: dict[str, Any] = {
     "simple_rnn": (reference.simple_rnn_forward, reference.simple_rnn_backward),
@@ -123,6 +125,13 @@ class CustomTape:
     def nbytes(self) -> int:
         """The memory of the kernels' part."""
         return self.core.nbytes
+
+    def gates(self) -> dict[str, Array]:
+        """What `functional.gates` tells of it."""
+        if self.consumed:
+            raise RuntimeError(USED)
+        found: dict[str, Array] = self.saved.gates()
+        return found
 
 
 def forward(

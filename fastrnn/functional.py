@@ -16,13 +16,14 @@ and have any strides; x, dy and states whose last axis is not contiguous are cop
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastrnn import _core, activations, custom, runtime
+from fastrnn import _core, activations, arguments, custom, runtime
 from fastrnn._core import Tape as Tape
 from fastrnn._core import Weights as Weights
 from fastrnn.activations import ActivationLike
@@ -36,6 +37,13 @@ States = Sequence[Array | None] | Array | None
 Outputs = Array | tuple[Array, ...]
 AnyWeights = Weights | CustomWeights
 AnyTape = Tape | CustomTape
+
+
+class TellsGates(Protocol):
+    """What the tapes of layers, of `checkpoint` and of cells with callables have in common."""
+
+    def gates(self) -> dict[str, Array]:
+        """What `gates` returns of it."""
 
 
 class Options(TypedDict, total=False):
@@ -118,6 +126,8 @@ def _run(
 ) -> tuple[Outputs, Any]:
     if lengths is not None:
         mask = mask_of(weights.name, lengths, mask, x)
+    if threads.__class__ is not int or not 0 <= threads <= runtime.MOST_THREADS:
+        threads = _threads(getattr(weights, "name", "functional.run"), threads)
     run_cell: Any = custom.forward if weights.__class__ is CustomWeights else _core.forward
     y, states, tape = run_cell(
         weights,
@@ -188,7 +198,20 @@ def restore_tape(
 def run_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0) -> Gradients:
     """Turn the gradient of a forward pass's outputs into those of its inputs; see `lstm_backward`."""
     run_cell: Any = custom.backward if tape.__class__ is CustomTape else _core.backward
+    if threads.__class__ is not int or not 0 <= threads <= runtime.MOST_THREADS:
+        threads = _threads(f"{getattr(tape.weights, 'name', 'functional')}.backward", threads)
     return Gradients(*run_cell(dy, tape, threads or runtime.limit.threads))
+
+
+def _threads(where: str, threads: Any) -> int:
+    """`threads` as an int that the kernels take, after a check of it."""
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
+        raise TypeError(
+            f"{where}: threads must be an integer, got {reprlib.repr(threads)}; 0 means get_num_threads()"
+        )
+    if threads < 0:
+        raise ValueError(f"{where}: threads must be at least 1, or 0 for get_num_threads(), got {threads}")
+    return min(int(threads), runtime.MOST_THREADS)
 
 
 def run_step(
@@ -204,41 +227,89 @@ def run_step(
     return h_and_states
 
 
-def embedding_gradient(ids: Array, dx: Array, rows: int) -> Array:
+def embedding_gradient(ids: Array, dx: Array, rows: int, mask: Array | None = None) -> Array:
     """The gradient of an embedding [rows, I] whose rows `ids` [B, T] were the inputs, from the gradient dx [B, T, I] of x.
 
     `ids` and `dx` themselves are that gradient in sparse form: row ids[b, t] gets dx[b, t] added.
 
+    Args:
+        ids: [B, T] integers, as in the forward pass.
+        dx: [B, T, I].
+        rows: V, how many the embedding has.
+        mask: [B, T] bool, as in the forward pass: ids at masked steps may be anything; None: all are real.
+
+    Returns:
+        [rows, I], of the dtype of dx.
+
+    Raises:
+        TypeError: The ids are no integers, or the mask is not of bool.
+        ValueError: A shape does not fit, or an id at a real step is no row.
+
     >>> embedding_gradient(np.array([[0, 2, 2]]), np.ones((1, 3, 4)), 3)[:, 0]
     array([1., 0., 2.])
+    >>> embedding_gradient(np.array([[0, 2, -1]]), np.ones((1, 3, 4)), 3, np.array([[True, True, False]]))[:, 0]
+    array([1., 0., 1.])
     """
+    where = "functional.embedding_gradient"
+    ids = arguments.ids(where, "ids", ids)
+    if dx.shape[:-1] != ids.shape:
+        raise ValueError(
+            f"{where}: dx must have shape {(*ids.shape, 'I')} to go with the ids, got {dx.shape}"
+        )
+    if mask is not None:
+        if mask.dtype != bool:
+            raise TypeError(f"{where}: mask must be an array of bool, got {mask.dtype}; True is a real step")
+        if mask.shape != ids.shape:
+            raise ValueError(f"{where}: mask must have shape {ids.shape}, that of the ids, got {mask.shape}")
+        ids, dx = ids[mask], dx[mask]
+    require_rows(where, "ids", ids, rows)
     total = np.zeros((rows, dx.shape[-1]), dx.dtype)
     np.add.at(total, ids.ravel(), dx.reshape(-1, dx.shape[-1]))
     return total
 
 
-def gates(tape: AnyTape) -> dict[str, Array]:
+def require_rows(where: str, what: str, ids: Array, rows: int) -> None:
+    """Refuses ids that are no rows of an embedding with so many.
+
+    Raises:
+        ValueError: An id is negative or too large.
+    """
+    if ids.size and (ids.min() < 0 or ids.max() >= rows):
+        wrong = ids[(ids < 0) | (ids >= rows)][0]
+        raise ValueError(
+            f"{where}: {what} must have ids from 0 to {rows - 1}, the rows of the embedding, got {wrong}"
+        )
+
+
+def gates(tape: AnyTape | TellsGates) -> dict[str, Array]:
     """What the gates were in all steps of a forward pass: name -> [B, T, H], in the order in which they were computed.
 
     LSTM: i f g o, of these what the variant has, and c, the state after each step. GRU: z r n. SimpleRNN and IndRNN: none.
     At masked steps the gates are 0, and c is what it was.
 
     Args:
-        tape: What a forward pass returned, not used up yet.
+        tape: What a forward pass returned, not used up yet: one of this module, of `checkpoint` or of a layer. That of an
+            RNN with several cells has the names "0_i", "1_i" ..., of `Bidirectional` "forward_i" and "backward_i", both
+            in the order of x.
 
     Raises:
         RuntimeError: The tape was used.
+        TypeError: `tape` is no tape, or one of cells of one's own, which don't tell their gates.
 
     >>> x, kernel, recurrent_kernel = (np.zeros(s, "float32") for s in [(8, 5, 3), (3, 64), (16, 64)])
     >>> _, tape = lstm_forward(x, kernel, recurrent_kernel)
     >>> {name: gate.shape for name, gate in gates(tape).items()}["f"]
     (8, 5, 16)
     """
+    if not isinstance(tape, Tape):
+        if not hasattr(tape, "gates"):
+            raise TypeError(
+                "functional.gates: tape must be what a forward pass returned as its second result, got "
+                f"{reprlib.repr(tape)}; call y, tape = layer.forward(x)"
+            )
+        return tape.gates()
     if tape.consumed:
-        raise RuntimeError("functional.gates: the tape was already used; look at the gates before backward")
-    if isinstance(tape, CustomTape):
-        found: dict[str, Array] = tape.saved.gates()
-        return found
+        raise RuntimeError(custom.USED)
     cell, saved = tape.weights.cell, tape.saved
     variant = next((v for v in _MISSING_GATE if f"_{v}" in cell), "")
     names = (
@@ -306,22 +377,29 @@ def mask_of(where: str, lengths: ArrayLike, mask: Array | None, x: Array) -> Arr
     """
     if mask is not None:
         raise ValueError(f"{where}: lengths and mask must not both be given; leave one of them out")
+    if not isinstance(x, np.ndarray):
+        raise TypeError(
+            f"{where}: x must be a NumPy array, got {type(x).__name__}; convert it with np.asarray(x)"
+        )
     if len(x.shape) < 2:
         raise ValueError(f"{where}: x must have shape [batch, time, features], got {x.shape}")
-    array = np.asarray(lengths)
-    if array.dtype.kind not in "iu":
-        raise TypeError(
-            f"{where}: lengths must be integers, got {array.dtype}; convert them with lengths.astype(int)"
-        )
+    array = arguments.plain(where, "lengths", lengths)
     batch, time = x.shape[:2]
     if array.shape != (batch,):
         raise ValueError(f"{where}: lengths must have shape ({batch},), one for each row, got {array.shape}")
-    if array.size and (array.min() < 0 or array.max() > time):
-        wrong = array[(array < 0) | (array > time)][0]
+    exact = array
+    if array.dtype.kind not in "iu":
+        exact = np.array(lengths, object)  # of ints that no dtype holds, or of no ints
+        if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in exact):
+            raise TypeError(
+                f"{where}: lengths must be integers, got {array.dtype}; convert them with lengths.astype(int)"
+            )
+    if array.size and (exact.min() < 0 or exact.max() > time):
+        wrong = exact[(exact < 0) | (exact > time)][0]
         raise ValueError(
             f"{where}: lengths must be from 0 to {time}, the time steps of x, got {wrong}; cut or pad x to fit"
         )
-    return np.arange(time) < array[:, None]
+    return np.arange(time) < exact.astype(np.int64)[:, None]
 
 
 # ---- By name
@@ -345,7 +423,10 @@ def make_weights(
         chosen: The activations of the gates, of the candidate, of an LSTM's c on its way to h.
         name: What error messages begin with.
     """
-    found = tuple(map(activations.get, chosen))
+    try:
+        found = tuple(map(activations.get, chosen))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
     codes = [
         (a.code, a.alpha, a.beta, np.inf if a.clip is None else a.clip)
         for a in found
@@ -371,9 +452,9 @@ def lstm_cell(variant: str | None, peephole: bool, projection: bool = False) -> 
     Raises:
         ValueError: there is no such variant, or not with peepholes or a projection.
     """
-    if variant not in VARIANTS:
+    if not (variant is None or isinstance(variant, str)) or variant not in VARIANTS:
         known = ", ".join(repr(name) for name in VARIANTS)
-        raise ValueError(f"variant must be one of {known}, got {variant!r}")
+        raise ValueError(f"variant must be one of {known}, got {reprlib.repr(variant)}")
     if variant == "np" and peephole:
         raise ValueError('variant "np" is the LSTM without peepholes; leave peephole out')
     gates = f"_{variant}" if variant in ("nig", "nfg", "nog", "cifg") else ""
@@ -414,7 +495,10 @@ def _lstm_weights(
     peephole: Array | None,
     projection: Array | None,
 ) -> AnyWeights:
-    cell = lstm_cell(variant, peephole is not None, projection is not None)
+    try:
+        cell = lstm_cell(variant, peephole is not None, projection is not None)
+    except ValueError as error:
+        raise ValueError(f"functional.lstm: {error}") from None
     chosen = lstm_activations(variant, activation, recurrent_activation)
     return make_weights(cell, kernel, recurrent_kernel, bias, chosen, "functional.lstm", peephole, projection)
 
@@ -509,12 +593,15 @@ def simple_rnn_forward(
     )
 
 
-def simple_rnn_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gradients:
+def simple_rnn_backward(
+    dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0
+) -> Gradients:
     """Return the gradients of the inputs and weights of one `simple_rnn_forward`.
 
     Args:
         dy: The gradient of y, of its shape; with `return_state` a list [dy, dh]. None, alone or as an item: zeros.
         tape: What `simple_rnn_forward` returned. It is used up.
+        threads: The most threads that this call may use; 0: get_num_threads().
 
     Returns:
         `Gradients` of x, the weights and the initial states.
@@ -524,7 +611,7 @@ def simple_rnn_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape
         TypeError: A gradient is not of the dtype of the forward pass.
         ValueError: A gradient's shape is not that of its output, or the tape is of another cell.
     """
-    return run_backward(dy, _tape_of("simple_rnn", tape))
+    return run_backward(dy, _tape_of("simple_rnn", tape), threads=threads)
 
 
 def indrnn(
@@ -590,12 +677,15 @@ def indrnn_forward(
     )
 
 
-def indrnn_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gradients:
+def indrnn_backward(
+    dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0
+) -> Gradients:
     """Return the gradients of the inputs and weights of one `indrnn_forward`.
 
     Args:
         dy: The gradient of y, of its shape; with `return_state` a list [dy, dh]. None, alone or as an item: zeros.
         tape: What `indrnn_forward` returned. It is used up.
+        threads: The most threads that this call may use; 0: get_num_threads().
 
     Returns:
         `Gradients` of x, the weights and the initial states.
@@ -605,7 +695,7 @@ def indrnn_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) ->
         TypeError: A gradient is not of the dtype of the forward pass.
         ValueError: A gradient's shape is not that of its output, or the tape is of another cell.
     """
-    return run_backward(dy, _tape_of("indrnn", tape))
+    return run_backward(dy, _tape_of("indrnn", tape), threads=threads)
 
 
 def lstm(
@@ -702,12 +792,13 @@ def lstm_forward(
     )
 
 
-def lstm_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gradients:
+def lstm_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0) -> Gradients:
     """Return the gradients of the inputs and weights of one `lstm_forward`.
 
     Args:
         dy: The gradient of y, of its shape; with `return_state` a list [dy, dh, dc]. None, alone or as an item: zeros.
         tape: What `lstm_forward` returned. It is used up.
+        threads: The most threads that this call may use; 0: get_num_threads().
 
     Returns:
         `Gradients` of x, the weights and the initial states.
@@ -717,7 +808,7 @@ def lstm_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> G
         TypeError: A gradient is not of the dtype of the forward pass.
         ValueError: A gradient's shape is not that of its output, or the tape is of another cell.
     """
-    return run_backward(dy, _tape_of("lstm", tape))
+    return run_backward(dy, _tape_of("lstm", tape), threads=threads)
 
 
 def gru(
@@ -798,12 +889,13 @@ def gru_forward(
     )
 
 
-def gru_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gradients:
+def gru_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0) -> Gradients:
     """Return the gradients of the inputs and weights of one `gru_forward`.
 
     Args:
         dy: The gradient of y, of its shape; with `return_state` a list [dy, dh]. None, alone or as an item: zeros.
         tape: What `gru_forward` returned. It is used up.
+        threads: The most threads that this call may use; 0: get_num_threads().
 
     Returns:
         `Gradients` of x, the weights and the initial states.
@@ -813,4 +905,4 @@ def gru_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape) -> Gr
         TypeError: A gradient is not of the dtype of the forward pass.
         ValueError: A gradient's shape is not that of its output, or the tape is of another cell.
     """
-    return run_backward(dy, _tape_of("gru", tape))
+    return run_backward(dy, _tape_of("gru", tape), threads=threads)

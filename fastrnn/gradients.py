@@ -29,7 +29,7 @@ def clip_norm(gradients: Any, max_norm: float) -> float:
 
     Args:
         gradients: An array, the `Gradients` of a layer, of which `weights` alone are taken, or a list of these. Writable
-            float32 or float64 arrays of any shapes.
+            float32 or float64 arrays of any shapes. One that is there twice counts and is scaled once.
         max_norm: A number, 0 or larger. math.inf: nothing is clipped, the norm is returned.
 
     Returns:
@@ -38,7 +38,8 @@ def clip_norm(gradients: Any, max_norm: float) -> float:
 
     Raises:
         TypeError: `gradients` holds something else, or `max_norm` is no number.
-        ValueError: An array is read-only, or `max_norm` is negative or NaN. No array was changed.
+        ValueError: An array is read-only, or shares a part of its memory with another, or `max_norm` is negative or NaN.
+            No array was changed.
 
     >>> gradients = [np.full((2, 2), 3.0), np.full(4, 4.0)]
     >>> clip_norm(gradients, 1.0)
@@ -50,13 +51,36 @@ def clip_norm(gradients: Any, max_norm: float) -> float:
         raise TypeError(f"clip_norm: max_norm must be a number, got {reprlib.repr(max_norm)}; pass a float")
     if not max_norm >= 0:
         raise ValueError(f"clip_norm: max_norm must be 0 or larger, got {max_norm}; math.inf clips nothing")
-    arrays = list(_arrays(gradients))
+    arrays = _different(_arrays(gradients))
     norm = math.sqrt(sum(_square(array) for array in arrays))
     if math.isfinite(max_norm) and not norm <= max_norm:  # NaN is not
         with np.errstate(invalid="ignore"):  # infinity times 0
             for array in arrays:
                 array *= float(max_norm) / norm
     return norm
+
+
+def _different(arrays: Iterable[Array]) -> list[Array]:
+    """The arrays, each once, after a check that no two share memory."""
+    given = {(_bounds(array), array.shape, array.strides): array for array in arrays}
+    found = sorted(((*key[0], array) for key, array in given.items() if array.size), key=lambda f: f[:2])
+    for index, (_, end, array) in enumerate(found):
+        for begin, _, other in found[index + 1 :]:
+            if begin >= end:
+                break
+            if np.shares_memory(array, other):
+                raise ValueError(
+                    f"clip_norm: gradients must not share memory in part, got arrays of shapes {array.shape} and "
+                    f"{other.shape} that do; clip the larger one alone"
+                )
+    return list(given.values())
+
+
+def _bounds(array: Array) -> tuple[int, int]:
+    """Where its memory begins and ends."""
+    steps = [stride * (size - 1) for stride, size in zip(array.strides, array.shape, strict=True)]
+    first: int = array.__array_interface__["data"][0]
+    return first + sum(s for s in steps if s < 0), first + sum(s for s in steps if s > 0) + array.itemsize
 
 
 def _square(array: Array) -> float:

@@ -1,8 +1,16 @@
 """What a layer's weights are before training: Keras' initializers, drawn with NumPy.
 
-An initializer is a plain function `initializer(shape, dtype, rng)`. A layer takes an initializer's name
-("glorot_uniform" or "GlorotUniform"), its Keras config, one of the functions below, or any callable
-`f(shape, dtype=...)`; `get` turns each of them into a callable, `draw` calls it, `serialize` turns it back.
+An initializer is a plain function `initializer(shape, dtype, rng)` that returns an array of that shape and dtype:
+
+    shape: tuple of ints.
+    dtype: of the result, "float32" unless given.
+    rng: numpy.random.Generator to draw from; None: one with fresh entropy.
+    seed: of the random ones, as in Keras: int; draw from a generator made of this seed instead, so that every call returns
+        the same values.
+    input_axes, output_axes: of those that look at the number of inputs and outputs: see `variance_scaling`.
+
+A layer takes an initializer's name ("glorot_uniform" or "GlorotUniform"), its Keras config, one of the functions below, or
+any callable `f(shape, dtype=...)`; `get` turns each of them into a callable, `draw` calls it, `serialize` turns it back.
 
 Everything is drawn and computed in float64 and then rounded, so a seed gives the same weights in both dtypes.
 Of Keras' initializers only STFT is missing: it makes kernels of three dimensions, which recurrent layers don't have.
@@ -49,36 +57,12 @@ InitializerLike = str | dict[str, Any] | Initializer  # what `get` takes
 
 
 def zeros(shape: Shape, dtype: DTypeLike = "float32", rng: np.random.Generator | None = None) -> Array:
-    """All zeros.
-
-    Args:
-        shape: tuple of ints.
-        dtype: dtype of the result.
-        rng: not used.
-
-    Returns:
-        An array of that shape and dtype.
-
-    >>> zeros((2, 3)).shape
-    (2, 3)
-    """
+    """All zeros."""
     return np.zeros(shape, dtype)
 
 
 def ones(shape: Shape, dtype: DTypeLike = "float32", rng: np.random.Generator | None = None) -> Array:
-    """All ones.
-
-    Args:
-        shape: tuple of ints.
-        dtype: dtype of the result.
-        rng: not used.
-
-    Returns:
-        An array of that shape and dtype.
-
-    >>> ones((2, 3)).shape
-    (2, 3)
-    """
+    """All ones."""
     return np.ones(shape, dtype)
 
 
@@ -86,15 +70,6 @@ def constant(
     shape: Shape, dtype: DTypeLike = "float32", rng: np.random.Generator | None = None, *, value: float = 0.0
 ) -> Array:
     """One value everywhere; keras.initializers.Constant.
-
-    Args:
-        shape: tuple of ints.
-        dtype: dtype of the result.
-        rng: not used.
-        value: float.
-
-    Returns:
-        An array of that shape and dtype.
 
     >>> constant((2, 3), value=0.5).shape
     (2, 3)
@@ -111,12 +86,7 @@ def identity(
 
     Args:
         shape: tuple of two ints.
-        dtype: dtype of the result.
-        rng: not used.
         gain: float.
-
-    Returns:
-        An array of that shape and dtype.
 
     Raises:
         ValueError: the shape has other than two dimensions.
@@ -140,22 +110,7 @@ def random_normal(
     stddev: float = 0.05,
     seed: int | None = None,
 ) -> Array:
-    """Normal of mean `mean` and standard deviation `stddev`; keras.initializers.RandomNormal.
-
-    Args:
-        shape: tuple of ints.
-        dtype: dtype of the result.
-        rng: numpy.random.Generator to draw from; None: one with fresh entropy.
-        mean: float.
-        stddev: float.
-        seed: int; draw from a generator made of this seed instead: every call returns the same values.
-
-    Returns:
-        An array of that shape and dtype.
-
-    >>> random_normal((8, 256)).shape
-    (8, 256)
-    """
+    """Normal of mean `mean` and standard deviation `stddev`; keras.initializers.RandomNormal."""
     return np.asarray(mean + stddev * _generator(rng, seed).standard_normal(shape), dtype)
 
 
@@ -168,17 +123,7 @@ def truncated_normal(
     stddev: float = 0.05,
     seed: int | None = None,
 ) -> Array:
-    """As `random_normal`, with what is over two `stddev` from `mean` drawn again; keras.initializers.TruncatedNormal.
-
-    Args:
-        shape, dtype, rng, mean, stddev, seed: as of `random_normal`.
-
-    Returns:
-        An array of that shape and dtype.
-
-    >>> truncated_normal((8, 256)).shape
-    (8, 256)
-    """
+    """As `random_normal`, with what is over two `stddev` from `mean` drawn again; keras.initializers.TruncatedNormal."""
     generator = _generator(rng, seed)
     values = generator.standard_normal(math.prod(shape))
     outside = np.flatnonzero(np.abs(values) > 2.0)
@@ -197,22 +142,7 @@ def random_uniform(
     maxval: float = 0.05,
     seed: int | None = None,
 ) -> Array:
-    """Uniform in [minval, maxval); keras.initializers.RandomUniform.
-
-    Args:
-        shape: tuple of ints.
-        dtype: dtype of the result.
-        rng: numpy.random.Generator to draw from; None: one with fresh entropy.
-        minval: float.
-        maxval: float.
-        seed: int; draw from a generator made of this seed instead: every call returns the same values.
-
-    Returns:
-        An array of that shape and dtype.
-
-    >>> random_uniform((8, 256)).shape
-    (8, 256)
-    """
+    """Uniform in [minval, maxval); keras.initializers.RandomUniform."""
     return np.asarray(_generator(rng, seed).uniform(minval, maxval, shape), dtype)
 
 
@@ -234,17 +164,10 @@ def variance_scaling(
     keras.initializers.VarianceScaling.
 
     Args:
-        shape: tuple of ints.
-        dtype: dtype of the result.
-        rng: numpy.random.Generator to draw from; None: one with fresh entropy.
         scale: float over 0.
         mode: "fan_in", "fan_out" or "fan_avg": what n is.
         distribution: "truncated_normal" (or "normal"), "untruncated_normal" or "uniform".
-        seed: int; draw from a generator made of this seed instead: every call returns the same values.
         input_axes, output_axes: lists of ints, axes of the shape whose product is a fan; None: as said above.
-
-    Returns:
-        An array of that shape and dtype.
 
     Raises:
         ValueError: scale, mode or distribution is something else.
@@ -287,15 +210,6 @@ def glorot_uniform(
 
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010);
     keras.initializers.GlorotUniform.
-
-    Args:
-        shape, dtype, rng, seed, input_axes, output_axes: as of `variance_scaling`.
-
-    Returns:
-        An array of that shape and dtype.
-
-    >>> glorot_uniform((8, 256)).shape
-    (8, 256)
     """
     return variance_scaling(
         shape,
@@ -323,15 +237,6 @@ def glorot_normal(
 
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010);
     keras.initializers.GlorotNormal.
-
-    Args:
-        shape, dtype, rng, seed, input_axes, output_axes: as of `variance_scaling`.
-
-    Returns:
-        An array of that shape and dtype.
-
-    >>> glorot_normal((8, 256)).shape
-    (8, 256)
     """
     return variance_scaling(
         shape,
@@ -359,15 +264,6 @@ def he_uniform(
 
     He et al., "Delving deep into rectifiers" (2015);
     keras.initializers.HeUniform.
-
-    Args:
-        shape, dtype, rng, seed, input_axes, output_axes: as of `variance_scaling`.
-
-    Returns:
-        An array of that shape and dtype.
-
-    >>> he_uniform((8, 256)).shape
-    (8, 256)
     """
     return variance_scaling(
         shape,
@@ -395,15 +291,6 @@ def he_normal(
 
     He et al., "Delving deep into rectifiers" (2015);
     keras.initializers.HeNormal.
-
-    Args:
-        shape, dtype, rng, seed, input_axes, output_axes: as of `variance_scaling`.
-
-    Returns:
-        An array of that shape and dtype.
-
-    >>> he_normal((8, 256)).shape
-    (8, 256)
     """
     return variance_scaling(
         shape,
@@ -431,15 +318,6 @@ def lecun_uniform(
 
     LeCun et al., "Efficient BackProp" (1998);
     keras.initializers.LecunUniform.
-
-    Args:
-        shape, dtype, rng, seed, input_axes, output_axes: as of `variance_scaling`.
-
-    Returns:
-        An array of that shape and dtype.
-
-    >>> lecun_uniform((8, 256)).shape
-    (8, 256)
     """
     return variance_scaling(
         shape,
@@ -467,15 +345,6 @@ def lecun_normal(
 
     LeCun et al., "Efficient BackProp" (1998);
     keras.initializers.LecunNormal.
-
-    Args:
-        shape, dtype, rng, seed, input_axes, output_axes: as of `variance_scaling`.
-
-    Returns:
-        An array of that shape and dtype.
-
-    >>> lecun_normal((8, 256)).shape
-    (8, 256)
     """
     return variance_scaling(
         shape,
@@ -507,13 +376,7 @@ def orthogonal(
 
     Args:
         shape: tuple of two ints or more; all but the last are taken together as the rows.
-        dtype: dtype of the result.
-        rng: numpy.random.Generator to draw from; None: one with fresh entropy.
         gain: float, what the matrix is multiplied by.
-        seed: int; draw from a generator made of this seed instead: every call returns the same values.
-
-    Returns:
-        An array of that shape and dtype.
 
     Raises:
         ValueError: the shape has fewer than two dimensions.

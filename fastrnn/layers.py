@@ -1,4 +1,4 @@
-"""The layers SimpleRNN, LSTM and GRU: Keras 3's arguments, weights and results, on NumPy arrays.
+"""The layers SimpleRNN, IndRNN, LSTM and GRU: Keras 3's arguments, weights and results, on NumPy arrays.
 
     lstm = fastrnn.LSTM(64, return_sequences=True)
     y = lstm(x)                          # x [B, T, I] -> y [B, T, 64]; the first call makes the weights
@@ -34,19 +34,19 @@ from numpy.typing import ArrayLike
 from fastrnn import checkpoint as checkpoints
 from fastrnn import functional, initializers
 from fastrnn.activations import Activation, ActivationLike
-from fastrnn.arguments import CHECKS, SETTABLE, LayerDType, show, to_config
+from fastrnn.arguments import CHECKS, SETTABLE, LayerDType, floating, ids, plain, show, to_config
 from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array
 from fastrnn.initializers import Initializer, InitializerLike, Shape
 from fastrnn.regularizers import RegularizerLike
 from fastrnn.states import KeepsStates
 
-__all__ = ["GRU", "LSTM", "SimpleRNN"]
+__all__ = ["GRU", "LSTM", "IndRNN", "SimpleRNN"]
 
 StatesLike = Sequence[ArrayLike | None] | ArrayLike  # one per state, or the one state there is
 Outputs = Array | Any  # y, or with return_state the tuple (y, h) or for LSTM (y, h, c)
 PartialShape = tuple[int | None, ...]
-BEYOND_KERAS = ("variant", "peephole")  # arguments that a config has only if they are given
+BEYOND_KERAS = ("variant", "peephole", "embedding")  # arguments that a config has only if they are given
 DROPOUT_STREAM = (
     1 << 16
 )  # which of a seed's random streams dropout draws from; those of the weights are the first
@@ -60,13 +60,28 @@ class Penalties(NamedTuple):
     weights: list[tuple[int, str, Any, Array]]  # index, argument, regularizer, weight; none if not trainable
 
 
+class Embedded(NamedTuple):
+    """What a layer with an embedding has in place of the kernels' weights: these, and the embedding [V, I]."""
+
+    core: functional.AnyWeights
+    embedding: Array
+
+    @property
+    def arrays(self) -> list[Array]:
+        return [*self.core.arrays, self.embedding]
+
+    @property
+    def inputs(self) -> int:
+        return self.core.inputs
+
+
 class Tape:
     """What `backward` needs of one `forward`: owned by the caller, good for the layer that made it.
 
     It holds the weights that `forward` used, so it stays valid after `set_weights`.
     """
 
-    __slots__ = ("_core", "_core_has_states", "_layer", "_penalties", "_return_state", "losses")
+    __slots__ = ("_core", "_core_has_states", "_ids", "_layer", "_penalties", "_return_state", "losses")
 
     losses: list[float]
     """What the regularizers add to the loss of this forward pass: of the outputs, then of the weights, as in `losses`
@@ -84,19 +99,21 @@ class Tape:
         self._return_state = return_state
         self._core_has_states = return_state or stateful
         self._penalties: Penalties | None = None
+        self._ids: tuple[Array, Array | None, int] | None = (
+            None  # and their mask, and the rows of the embedding
+        )
         self.losses = []
 
     def gates(self) -> dict[str, Array]:
         """What the gates were in all steps, before the tape is used: name -> [B, T, H]; see `functional.gates`."""
-        core = self._core
-        return checkpoints.gates(core) if isinstance(core, checkpoints.Tape) else functional.gates(core)
+        return functional.gates(self._core)
 
     def __repr__(self) -> str:
         return f"<Tape of {self._layer!r}>"
 
 
 class _Recurrent(KeepsStates):
-    """What the three layers share: arguments, weights, calls.
+    """What the layers share: arguments, weights, calls.
 
     A layer adds its constructor, how many gates it has, the name of its cell in the core, and, where they
     differ, its bias' shape and initial value.
@@ -127,6 +144,7 @@ class _Recurrent(KeepsStates):
     go_backwards: bool
     unroll: bool
     seed: int | None
+    embedding: tuple[int, int] | None
     zero_output_for_mask: bool
     trainable: bool
     dtype: str
@@ -134,8 +152,9 @@ class _Recurrent(KeepsStates):
 
     # The weights, read-only arrays and what the kernels make of them: replaced as a whole, so that readers need no lock.
     # (A lock would stay locked in a child that is forked while another thread holds it.)
-    _packed: functional.AnyWeights | None = None
+    _packed: functional.AnyWeights | Embedded | None = None
 
+    _table: Array | None = None  # the embedding that was given, until the weights are made of it
     _calls = 0  # that dropout has drawn masks for
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -145,6 +164,9 @@ class _Recurrent(KeepsStates):
         for name in self._arguments:
             self.__dict__[name] = CHECKS[name](self._where, name, arguments[name])
         self._numpy_dtype = np.dtype(self.dtype)
+        if isinstance(self.embedding, ndarray):
+            self._table = self._floating(self.embedding, "embedding")
+            self.__dict__["embedding"] = self.embedding.shape
         self._entropy = np.random.SeedSequence(self.seed).entropy
         self._drops = bool(self.dropout or self.recurrent_dropout)
         self._has_regularizers = any(
@@ -179,7 +201,7 @@ class _Recurrent(KeepsStates):
 
         Args:
             x: floating array [B, T, I]. A width other than the layer's dtype is converted; integers are
-                refused.
+                refused. With an embedding integers [B, T], which at masked steps may be anything.
             initial_state: None (zeros), or a list of arrays [B, H], [h] or for LSTM [h, c]; None in it means
                 zeros. One array alone is taken as [h].
             mask: bool array [B, T], True where there is a step; None: everywhere. Elsewhere x is not read, the
@@ -194,7 +216,7 @@ class _Recurrent(KeepsStates):
 
         Raises:
             TypeError: x or a state isn't a floating array, or the mask isn't of bool or the lengths of integers.
-            ValueError: a shape or a length doesn't fit, or both mask and lengths are given.
+            ValueError: a shape, a length or an id doesn't fit, or both mask and lengths are given.
         """
         if training is not True and training is not False:
             self._check_training(training)
@@ -206,6 +228,9 @@ class _Recurrent(KeepsStates):
         stateful = self.stateful
         if stateful:
             initial_state = self._begin_with(initial_state, x)
+        options = self._options(x, mask, lengths, training)
+        if isinstance(packed, Embedded):
+            packed, options["embedding"] = packed
         outputs = functional.run(
             packed,
             x,
@@ -213,7 +238,7 @@ class _Recurrent(KeepsStates):
             return_sequences=self.return_sequences,
             return_state=self.return_state or stateful,
             go_backwards=self.go_backwards,
-            **self._options(x, mask, lengths, training),
+            **options,
         )
         return self._end_with(outputs, self.return_state) if stateful else outputs
 
@@ -253,6 +278,11 @@ class _Recurrent(KeepsStates):
         run: Any = functional.run_forward
         if checkpoint is not False:
             run = functools.partial(checkpoints.run_forward, every=checkpoint)
+        options = self._options(x, mask, lengths, training)
+        given_ids = None
+        if isinstance(packed, Embedded):
+            packed, options["embedding"] = packed
+            x, given_ids = self._for_backward(x, options)
         outputs, core = run(
             packed,
             x,
@@ -260,9 +290,10 @@ class _Recurrent(KeepsStates):
             return_sequences=self.return_sequences,
             return_state=return_state or stateful,
             go_backwards=self.go_backwards,
-            **self._options(x, mask, lengths, training),
+            **options,
         )
         tape = Tape(self, core, return_state, stateful)
+        tape._ids = given_ids
         if stateful:
             outputs = self._end_with(outputs, return_state)
         if self._has_regularizers:
@@ -278,8 +309,8 @@ class _Recurrent(KeepsStates):
             tape: what `forward` of this layer returned. It is used up, but for one with `checkpoint`.
 
         Returns:
-            functional.Gradients: x [B, T, I]; weights, a list in the order of `weights`; initial_state, a
-            list of [B, H].
+            functional.Gradients: x [B, T, I], with an embedding of the rows that the ids named; weights, a list in the
+            order of `weights`; initial_state, a list of [B, H].
 
         Raises:
             TypeError: `tape` is no tape, or dy isn't a floating array.
@@ -304,8 +335,13 @@ class _Recurrent(KeepsStates):
         elif isinstance(dy, (list, tuple)):
             gradients = self._prepare_states(dy, "dy")
         if tape._penalties is not None:
-            return self._penalized_backward(gradients, tape, tape._penalties)
-        return self._run_backward(gradients, tape)
+            found = self._penalized_backward(gradients, tape, tape._penalties)
+        else:
+            found = self._run_backward(gradients, tape)
+        if tape._ids is not None:
+            given_ids, mask, rows = tape._ids
+            found.weights.append(functional.embedding_gradient(given_ids, found.x, rows, mask))
+        return found
 
     def step(
         self, x_t: ArrayLike, states: StatesLike | None = None, *, out: Sequence[Array] | None = None
@@ -316,7 +352,7 @@ class _Recurrent(KeepsStates):
         say here.
 
         Args:
-            x_t: floating array [B, I].
+            x_t: floating array [B, I]; with an embedding integers [B].
             states: what the step before returned, [h] or for LSTM [h, c], arrays [B, H]; None: zeros.
             out: [h] or for LSTM [h, c], contiguous arrays [B, H] of the layer's dtype that the new states are
                 written to, instead of new ones, a list also where there is one state; they may be the arrays in
@@ -334,6 +370,9 @@ class _Recurrent(KeepsStates):
             x_t, packed = self._prepare(x_t, "x_t", "[batch, features]", ".step")
         if states is not None:
             states = self._prepare_states(states, "states", ".step")
+        if isinstance(packed, Embedded):
+            packed, embedding = packed
+            x_t = self._rows(x_t, embedding)
         return functional.run_step(packed, x_t, states, out)
 
     def _masked_step(
@@ -351,6 +390,7 @@ class _Recurrent(KeepsStates):
         if not needed <= masks.keys():
             masks.update(self._dropout_masks(x) | masks)
         options: dict[str, Any] = {"return_state": True, **masks}
+        assert not isinstance(packed, Embedded)  # which cells don't have
         _, *new = functional.run(packed, x[:, None], initial_state=states, **options)
         return new[0], new
 
@@ -360,20 +400,28 @@ class _Recurrent(KeepsStates):
         """Makes the weights, as the first call does by itself; does nothing on a layer built for this shape.
 
         Args:
-            input_shape: (batch, time, features); time is not read and may be None, as may batch, for which a
-                stateful layer makes its states.
+            input_shape: (batch, time, features), with an embedding (batch, time); time is not read and may be None,
+                as may batch, for which a stateful layer makes its states.
 
         Raises:
-            ValueError: the shape has other than three entries or no number of features, or the layer was
+            ValueError: the shape has another number of entries or no number of features, or the layer was
                 built for another number.
         """
         batch: Any
         last: Any
         try:
-            batch, _, last = input_shape
+            if self.embedding is not None:
+                batch, _, last = *input_shape, self.embedding[1]
+            else:
+                batch, _, last = input_shape
             features = operator.index(last)
         except (TypeError, ValueError):
             features = -1
+        if features < 0 and self.embedding is not None:
+            raise ValueError(
+                f"{self._where}: input_shape must be (batch, time), that of the ids, got {reprlib.repr(input_shape)}; "
+                "write for example build((None, None))"
+            )
         if features < 0:
             raise ValueError(
                 f"{self._where}: input_shape must be (batch, time, features) with an integer for features, "
@@ -395,7 +443,10 @@ class _Recurrent(KeepsStates):
 
     @property
     def weights(self) -> list[Array]:
-        """A list of read-only arrays: kernel, recurrent_kernel, bias, peephole. Empty before the layer is built."""
+        """A list of read-only arrays: kernel, recurrent_kernel, bias, peephole, embedding, of these what there is.
+
+        Empty before the layer is built.
+        """
         return [] if self._packed is None else self._packed.arrays
 
     @property
@@ -415,7 +466,7 @@ class _Recurrent(KeepsStates):
 
     @property
     def recurrent_kernel(self) -> Array:
-        """The recurrent weights [H, G*H], read-only."""
+        """The recurrent weights [H, G*H], of IndRNN [H], read-only."""
         return self._built_arrays()[1]
 
     @property
@@ -447,7 +498,7 @@ class _Recurrent(KeepsStates):
                 f"{self._where}: weights must be a list of arrays, got {type(weights).__name__}; "
                 "pass [kernel, recurrent_kernel, bias]"
             ) from None
-        expected = self._shapes(features)
+        expected = self._weight_shapes(features)
         if len(given) != len(expected):
             raise ValueError(
                 f"{self._where}: weights must be {len(expected)} arrays ({', '.join(expected)}), "
@@ -504,12 +555,12 @@ class _Recurrent(KeepsStates):
         """The shape of what a call returns.
 
         Args:
-            input_shape: (batch, time, features), with None for what isn't known.
+            input_shape: (batch, time, features), with an embedding (batch, time); None for what isn't known.
 
         Returns:
             The shape of y; with return_state a tuple of the shapes of y and of each state.
         """
-        batch, time, _ = input_shape
+        batch, time, _ = input_shape if self.embedding is None else (*input_shape, None)
         y: PartialShape = (batch, time, self.units) if self.return_sequences else (batch, self.units)
         return (y, *[(batch, self.units)] * self._states) if self.return_state else y
 
@@ -538,7 +589,7 @@ class _Recurrent(KeepsStates):
                 words.append(f"{name}={show(name, value)}")
         text = f"{self._where}({', '.join(words)})"
         if self._packed is not None:
-            shapes = self._shapes(self._packed.inputs)
+            shapes = self._weight_shapes(self._packed.inputs)
             text += " with " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         return text
 
@@ -568,13 +619,18 @@ class _Recurrent(KeepsStates):
             shapes["bias"] = self._bias_shape()
         return shapes
 
-    def _make_weights(self, features: int) -> functional.AnyWeights:
+    def _weight_shapes(self, features: int) -> dict[str, Shape]:
+        """`_shapes`, and that of the embedding."""
+        shapes = self._shapes(features)
+        return shapes if self.embedding is None else shapes | {"embedding": self.embedding}
+
+    def _make_weights(self, features: int) -> functional.AnyWeights | Embedded:
         """Draws the weights, each from a stream of its own: the size of one has no say in another.
 
         Of several threads that come here at once, the first to finish makes the weights of all.
         """
-        streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self._entropy).spawn(3)]
-        shapes = self._shapes(features)
+        streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self._entropy).spawn(4)]
+        shapes = self._weight_shapes(features)
         for name, shape in shapes.items():
             if math.prod(shape) > sys.maxsize // self._numpy_dtype.itemsize:
                 raise MemoryError(
@@ -589,7 +645,13 @@ class _Recurrent(KeepsStates):
             arrays.append(self._initial_bias(streams[2]))
         if "peephole" in shapes:
             arrays.append(np.zeros(shapes["peephole"], self.dtype))
-        made: functional.AnyWeights = self.__dict__.setdefault("_packed", self._pack(arrays))
+        if self.embedding is not None:
+            table = self._table
+            if table is None:
+                table = initializers.random_uniform(self.embedding, self.dtype, streams[3])
+            arrays.append(table)
+        made: functional.AnyWeights | Embedded = self.__dict__.setdefault("_packed", self._pack(arrays))
+        self.__dict__.pop("_table", None)  # not before: another thread may be here too
         return made
 
     def _draw(self, argument: str, shape: Shape, rng: np.random.Generator) -> Array:
@@ -688,11 +750,11 @@ class _Recurrent(KeepsStates):
             )
         return penalty
 
-    def _pack(self, arrays: list[Array]) -> functional.AnyWeights:
+    def _pack(self, arrays: list[Array]) -> functional.AnyWeights | Embedded:
         for array in arrays:
             array.flags.writeable = False
-        named = dict(zip(self._shapes(0), arrays, strict=True))
-        return functional.make_weights(
+        named = dict(zip(self._weight_shapes(0), arrays, strict=True))
+        packed = functional.make_weights(
             self._cell,
             named["kernel"],
             named["recurrent_kernel"],
@@ -701,6 +763,7 @@ class _Recurrent(KeepsStates):
             self._where,
             named.get("peephole"),
         )
+        return Embedded(packed, named["embedding"]) if "embedding" in named else packed
 
     def _activations(self) -> tuple[ActivationLike, ActivationLike, ActivationLike]:
         """Of the gates, of the candidate, of an LSTM's c on its way to h."""
@@ -721,9 +784,14 @@ class _Recurrent(KeepsStates):
             )
         return self._packed.arrays
 
-    def _prepare(self, x: Any, what: str, axes: str, method: str = "") -> tuple[Array, functional.AnyWeights]:
-        """x in the layer's dtype, and the weights, made if need be. The core checks x's shape."""
-        array = self._floating(x, what, method)
+    def _prepare(
+        self, x: Any, what: str, axes: str, method: str = ""
+    ) -> tuple[Array, functional.AnyWeights | Embedded]:
+        """x in the layer's dtype, or as ids, and the weights, made if need be. The core checks x's shape."""
+        if self.embedding is None:
+            array = self._floating(x, what, method)
+        else:
+            array, axes = ids(self._where + method, what, x), axes.replace(", features", "")
         packed = self._packed
         if packed is None:  # no core object that could check
             if array.ndim != axes.count(",") + 1:
@@ -731,8 +799,30 @@ class _Recurrent(KeepsStates):
                 raise ValueError(
                     f"{self._where}{method}: {what} must have shape {axes}, got {array.shape}{advice}"
                 )
-            packed = self._make_weights(array.shape[-1])
+            packed = self._make_weights(array.shape[-1] if self.embedding is None else self.embedding[1])
         return array, packed
+
+    def _for_backward(
+        self, x: Array, options: dict[str, Any]
+    ) -> tuple[Array, tuple[Array, Array | None, int]]:
+        """Copies of the ids and, put into the options, of their mask, and what the gradient of the embedding needs."""
+        lengths = options.pop("lengths", None)
+        if lengths is not None:
+            options["mask"] = functional.mask_of(self._where, lengths, options.get("mask"), x)
+        x, mask = x.copy(), options.get("mask")
+        if mask is not None:
+            mask = options["mask"] = mask.copy()
+        assert self.embedding is not None
+        return x, (x, mask, self.embedding[0])
+
+    def _rows(self, x_t: Array, embedding: Array) -> Array:
+        """The rows [B, I] of the ids [B] of one step."""
+        x_t = ids(f"{self._where}.step", "x_t", x_t)
+        if x_t.ndim != 1:
+            raise ValueError(f"{self._where}.step: x_t must have shape [batch], got {x_t.shape}")
+        functional.require_rows(f"{self._where}.step", "x_t", x_t, len(embedding))
+        rows: Array = embedding[x_t]
+        return rows
 
     def _prepare_states(self, states: Any, what: str, method: str = "") -> Sequence[Array | None]:
         """The states as a list of arrays in the layer's dtype, None where there is None."""
@@ -752,26 +842,7 @@ class _Recurrent(KeepsStates):
         """`value` as an array of the layer's dtype; no copy if it is one."""
         if value.__class__ is ndarray and value.dtype is self._numpy_dtype:
             return value
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(
-                f"{self._where}{method}: {what} must be a plain array, got a masked array; "
-                "fill it with numpy.ma.filled(...)"
-            )
-        try:
-            array = np.asarray(value)
-        except ValueError as error:
-            raise ValueError(
-                f"{self._where}{method}: {what} must be an array, got a {type(value).__name__} that NumPy "
-                f"makes none of ({error}); give all rows one length"
-            ) from None
-        if array.dtype.kind != "f":
-            variable = "it" if what.startswith("what ") else what.split(" ")[0]  # "weights[0] (kernel)"
-            raise TypeError(
-                f"{self._where}{method}: {what} must be a floating array, got {array.dtype}; "
-                f'convert it with {variable}.astype("{self.dtype}")'
-            )
-        with np.errstate(over="ignore"):  # beyond float32: infinity
-            return array.astype(self._numpy_dtype, copy=False)
+        return floating(f"{self._where}{method}", what, value, self._numpy_dtype)
 
     def _check_training(self, training: Any) -> None:
         if training is not None and not isinstance(training, (bool, np.bool_)):
@@ -784,8 +855,8 @@ class _Recurrent(KeepsStates):
         """What a call hands to the functional layer beside x, the states and what every call does."""
         options: dict[str, Any] = {}
         if mask is not None:
-            options["mask"] = mask if isinstance(mask, ndarray) else np.asarray(mask)
-        if lengths is not None and x.ndim == 3:  # the core refuses all others
+            options["mask"] = mask if mask.__class__ is ndarray else plain(self._where, "mask", mask)
+        if lengths is not None and x.ndim == (3 if self.embedding is None else 2):  # the core refuses others
             options["lengths"] = lengths
         if options and self.zero_output_for_mask:
             options["zero_output_for_mask"] = True
@@ -809,7 +880,8 @@ class _Recurrent(KeepsStates):
 
         masks, per_gate = {}, (self._gates,) if self.recurrent_dropout else ()
         if self.dropout:
-            masks["dropout_mask"] = draw(self.dropout, len(x), *per_gate, x.shape[-1])
+            features = x.shape[-1] if self.embedding is None else self.embedding[1]
+            masks["dropout_mask"] = draw(self.dropout, len(x), *per_gate, features)
         if self.recurrent_dropout:
             masks["recurrent_dropout_mask"] = draw(self.recurrent_dropout, len(x), *per_gate, self.units)
         return masks
@@ -849,6 +921,10 @@ class SimpleRNN(_Recurrent):
             every step; the others are divided by 1 - dropout.
         recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
+            as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
+            number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
+            sparse form of the embedding's gradient.
 
     Weights: kernel W [I, H], recurrent_kernel U [H, H], bias b [H].
 
@@ -891,12 +967,107 @@ class SimpleRNN(_Recurrent):
         unroll: bool = False,
         seed: int | None = None,
         *,
+        embedding: ArrayLike | tuple[int, int] | None = None,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(locals())
+
+
+class IndRNN(_Recurrent):
+    """The independently recurrent layer, in which each unit is fed back its own output alone.
+
+        h_t = relu(x_t W + u * h_{t-1} + b)
+
+    Li et al., "Independently Recurrent Neural Network (IndRNN): Building A Longer and Deeper RNN" (2018, arXiv 1803.04831).
+    Keras has no such layer; the arguments are those of SimpleRNN. With relu and u = 1, as it begins, a unit sums up its
+    inputs, and its gradient neither vanishes nor explodes over time; the paper keeps |u| within 2^(1/T).
+
+    Args:
+        units: H, a positive int.
+        activation: what `fastrnn.activations.get` takes: a name, an `Activation` with parameters, a Keras config, or,
+            much slower, a pair of Python callables (function, derivative), both of an array.
+        use_bias: whether there is a bias.
+        kernel_initializer: W's initial value: a name, a Keras config, or a callable f(shape, dtype=...).
+        recurrent_initializer, bias_initializer: the same for u, a vector, and b.
+        return_sequences: return the output of every step, [B, T, H], instead of the last one, [B, H].
+        return_state: return (y, h) instead of y.
+        go_backwards: read x from its end to its beginning; outputs come in the order of computation.
+        unroll: accepted as in Keras; it changes nothing in the result, nor in speed.
+        seed: int; the same weights, and in the same order of calls the same dropout masks, from every layer with
+            this seed and these shapes. None: fresh ones each time. (In Keras it is the seed of dropout alone.)
+        trainable: if False, `trainable_weights` is empty; nothing else changes.
+        dtype: "float32" (the default) or "float64", of the weights and all arithmetic.
+        name: a str without "/"; by default the class' name in snake case.
+        kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties on W, u and b: what
+            `fastrnn.regularizers.get` takes; see `losses`.
+        activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
+        kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
+            `apply_constraints`.
+        stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
+            An initial_state given goes before them for that call. Copies and pickles don't take the states along.
+        dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
+            every step; the others are divided by 1 - dropout.
+        recurrent_dropout: the same for h_{t-1} in its product with u; each gate then leaves out others, of x too.
+        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
+            as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
+            number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
+            sparse form of the embedding's gradient.
+
+    Weights: kernel W [I, H], recurrent_kernel u [H], bias b [H].
+
+    Raises:
+        TypeError, ValueError: an argument isn't what is said here.
+        NotImplementedError: the dtype is half precision.
+
+    >>> import numpy as np
+    >>> rnn = IndRNN(4, return_sequences=True)
+    >>> rnn(np.zeros((32, 10, 8), "float32")).shape
+    (32, 10, 4)
+    >>> rnn
+    IndRNN(4, return_sequences=True) with kernel [8, 4], recurrent_kernel [4], bias [4]
+    """
+
+    _gates = 1
+    _cell = "indrnn"
+
+    def __init__(
+        self,
+        units: int,
+        activation: ActivationLike = "relu",
+        use_bias: bool = True,
+        kernel_initializer: InitializerLike = "glorot_uniform",
+        recurrent_initializer: InitializerLike = "ones",
+        bias_initializer: InitializerLike = "zeros",
+        kernel_regularizer: RegularizerLike = None,
+        recurrent_regularizer: RegularizerLike = None,
+        bias_regularizer: RegularizerLike = None,
+        activity_regularizer: RegularizerLike = None,
+        kernel_constraint: ConstraintLike = None,
+        recurrent_constraint: ConstraintLike = None,
+        bias_constraint: ConstraintLike = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        seed: int | None = None,
+        *,
+        embedding: ArrayLike | tuple[int, int] | None = None,
+        zero_output_for_mask: bool = False,
+        trainable: bool = True,
+        dtype: LayerDType | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(locals())
+
+    def _shapes(self, features: int) -> dict[str, Shape]:
+        return super()._shapes(features) | {"recurrent_kernel": (self.units,)}
 
 
 class LSTM(_Recurrent):
@@ -952,6 +1123,10 @@ class LSTM(_Recurrent):
             every step; the others are divided by 1 - dropout.
         recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
+            as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
+            number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
+            sparse form of the embedding's gradient.
 
     Weights: kernel W [I, 4*H], recurrent_kernel U [H, 4*H], bias b [4*H]; gates in the order i, f, g, o; with
     peepholes peephole p [3, H] in the order i, f, o, zeros at first. A gate that a variant hasn't has no columns and
@@ -1009,6 +1184,7 @@ class LSTM(_Recurrent):
         *,
         variant: str | None = None,
         peephole: bool | None = None,
+        embedding: ArrayLike | tuple[int, int] | None = None,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
         dtype: LayerDType | None = None,
@@ -1084,6 +1260,10 @@ class GRU(_Recurrent):
             every step; the others are divided by 1 - dropout.
         recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
+            as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
+            number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
+            sparse form of the embedding's gradient.
 
     Weights: kernel W [I, 3*H], recurrent_kernel U [H, 3*H], bias [2, 3*H] (b, then d) or without reset_after
     [3*H]; gates in the order z, r, n.
@@ -1134,6 +1314,7 @@ class GRU(_Recurrent):
         reset_after: bool = True,
         use_cudnn: Literal["auto", False] = "auto",
         *,
+        embedding: ArrayLike | tuple[int, int] | None = None,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
         dtype: LayerDType | None = None,

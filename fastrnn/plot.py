@@ -82,7 +82,8 @@ def gates(gates: Mapping[str, Array], row: int = 0, mask: Array | None = None) -
         values = array[row][real[row]]
         finite = values[np.isfinite(values)]
         low, high = finite.min(initial=0), finite.max(initial=0)
-        signed = name in _SIGNED or low < 0 or high > 1
+        where, _, letter = name.rpartition("_")  # "forward_i"
+        signed = letter in _SIGNED or low < 0 or high > 1
         limit = max(1.0, -low, high) if signed else 1.0
         image = axes.imshow(
             np.ma.array(array[row].T, mask=np.broadcast_to(~real[row], (H, T))),
@@ -96,7 +97,7 @@ def gates(gates: Mapping[str, Array], row: int = 0, mask: Array | None = None) -
         figure.colorbar(
             image, ax=axes, pad=0.01, aspect=10, ticks=[-limit, 0, limit] if signed else [0, 0.5, 1]
         )
-        axes.set_title(_TITLES.get(name, name), loc="left", fontsize="medium")
+        axes.set_title(f"{where} {_TITLES.get(letter, letter)}".strip(), loc="left", fontsize="medium")
         if not signed and values.size:
             shut, opened = np.mean(values < 0.1), np.mean(values > 0.9)
             axes.set_title(

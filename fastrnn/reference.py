@@ -163,16 +163,35 @@ class _Tape:
         (B, T, _), (_, H) = self.shape, self.zeros[-1].shape
         values = {name: np.zeros((B, T, H), self.zeros[0].dtype) for name in names}
         for k, t in self.order:
+            rows = rows_of(self.real[t])
             for name in names:
-                is_state = name == "c"
-                value = self.states[k][1] if is_state else getattr(self.saved[k], name)
-                values[name][:, k] = value if is_state else where(self.real[t], value, 0)
+                if name == "c":
+                    values[name][:, k] = self.states[k][1]
+                else:
+                    values[name][rows, k] = getattr(self.saved[k], name)
         return values
 
 
 def where(real: Array | None, value: Array, otherwise: Any) -> Array:
     """`value` in real steps, `otherwise` in masked ones; without a mask all steps are real."""
     return value if real is None else np.where(real, value, otherwise)
+
+
+def rows_of(real: Array | None) -> Any:
+    """The index of the rows in which a step is real. The others are left out of it: nothing that they hold has a say."""
+    return slice(None) if real is None else real[:, 0]
+
+
+def at_rows(p: SimpleNamespace, rows: Any) -> SimpleNamespace:
+    """p for these rows of the batch."""
+    return p if p.mask is None else SimpleNamespace(**vars(p) | {"mask": p.mask[rows]})
+
+
+def put(value: Array, rows: Any, otherwise: Array) -> Array:
+    """`value` in these rows, `otherwise` in the others."""
+    whole = otherwise.copy()
+    whole[rows] = value
+    return whole
 
 
 def _or_zeros(values: Sequence[Array | None], zeros: list[Array]) -> list[Array]:
@@ -225,11 +244,14 @@ def _forward(
     last = zeros[0] if T else states[0]  # the output before the first step, and that of no steps
     y, saved, all_states = np.empty((B, T, len(U)), dtype), [], []
     for k, t in order:
-        new, kept = cell.step(p, a_x[:, t], *states)
+        rows = rows_of(real[t])
+        previous = [s[rows] for s in states]
+        new, kept = cell.step(at_rows(p, rows), a_x[rows, t], *previous)
         mixed = [
-            n if z is None else z * s + (1 - z) * n for n, s, z in zip(new, states, zoneout[t], strict=True)
+            n if z is None else z[rows] * s + (1 - z[rows]) * n
+            for n, s, z in zip(new, previous, zoneout[t], strict=True)
         ]
-        states = [where(real[t], n, s) for n, s in zip(mixed, states, strict=True)]
+        states = [put(n, rows, s) for n, s in zip(mixed, states, strict=True)]
         last = where(real[t], states[0], last)
         y[:, k] = where(real[t], last, 0) if zero_output_for_mask else last
         saved.append(kept)
@@ -259,17 +281,16 @@ def _backward(dy: Any, tape: _Tape) -> Gradients:
             dlast = dlast + (where(real, dy[:, k], 0) if tape.zero_output_for_mask else dy[:, k])
         dstates[0] = dstates[0] + where(real, dlast, 0)  # last = where(real, states[0], last)
         dlast = zeros[0] if real is None else np.where(real, 0, dlast)
-        # states = where(real, mixed, states_prev)
-        dmixed = [where(real, d, 0) for d in dstates]
-        dkept = [z if real is None else np.where(real, 0, d) for d, z in zip(dstates, zeros, strict=True)]
-        # mixed = z * states_prev + (1 - z) * new
-        dnew = [d if z is None else (1 - z) * d for d, z in zip(dmixed, zoneout, strict=True)]
-        dkept = [
-            kept if z is None else kept + z * d for kept, d, z in zip(dkept, dmixed, zoneout, strict=True)
+        # states = put(mixed, rows, states_prev); mixed = z * states_prev + (1 - z) * new
+        rows = rows_of(real)
+        dmixed = [d[rows] for d in dstates]
+        dnew = [d if z is None else (1 - z[rows]) * d for d, z in zip(dmixed, zoneout, strict=True)]
+        # new, saved = step(p, a_x[rows, t], *states_prev)
+        da_x[rows, t], dread, dstep = cell.step_backward(at_rows(p, rows), tape.saved[k], *dnew)
+        dprevious = [
+            d if z is None else d + z[rows] * dm for d, dm, z in zip(dread, dmixed, zoneout, strict=True)
         ]
-        # new, saved = step(p, a_x[:, t], *states_prev)
-        da_x[:, t], dstates, dstep = cell.step_backward(p, tape.saved[k], *dnew)
-        dstates = [d + kept for d, kept in zip(dstates, dkept, strict=True)]
+        dstates = [put(d, rows, kept) for d, kept in zip(dprevious, dstates, strict=True)]
         dw |= {name: total + dstep[name] for name, total in dw.items()}
     if not T:  # y = states[0]
         dstates[0] = dstates[0] + dlast

@@ -34,12 +34,12 @@ def set_num_threads(n: int) -> None:
     """
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
         raise TypeError(f"set_num_threads: n must be an integer, got {type(n).__name__}")
-    if not 1 <= n <= _MOST_THREADS:
-        raise ValueError(f"set_num_threads: n must be from 1 to {_MOST_THREADS}, got {n}")
+    if not 1 <= n <= MOST_THREADS:
+        raise ValueError(f"set_num_threads: n must be from 1 to {MOST_THREADS}, got {n}")
     _core.set_num_threads(int(n))
 
 
-_MOST_THREADS = 1024
+MOST_THREADS = 1024
 
 
 def get_num_threads() -> int:

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastrnn.arguments import CHECKS, LayerDType
-from fastrnn.cells import RNN, HasWeightsOfMembers, _floating, _Fused, config_of, from_config_of
+from fastrnn.arguments import CHECKS, LayerDType, floating
+from fastrnn.cells import RNN, HasWeightsOfMembers, _Fused, config_of, from_config_of
 from fastrnn.functional import Array, Gradients, mask_of
 from fastrnn.layers import _Recurrent
 from fastrnn.runtime import at_once
@@ -29,6 +29,7 @@ from fastrnn.states import KeepsStates
 __all__ = ["Bidirectional"]
 
 MergeMode = Literal["concat", "sum", "mul", "ave"] | None
+DIRECTIONS = ("forward", "backward")
 MERGE_MODES = ("concat", "sum", "mul", "ave", None)
 
 # Fused multiply-adds of one direction from which both run at the same time. Measured on two cores with AVX-512: time of one
@@ -63,6 +64,19 @@ class BidirectionalTape:
         self._together = together
         self.losses = [loss for tape in tapes for loss in tape.losses]
 
+    def gates(self) -> dict[str, Array]:
+        """What the gates were in all steps, in the order of x, before the tape is used; see `functional.gates`."""
+        return {
+            f"{direction}_{name}": self._in_order_of_x(direction, gate)
+            for direction, tape in zip(DIRECTIONS, self._tapes, strict=True)
+            for name, gate in tape.gates().items()
+        }
+
+    def _in_order_of_x(self, direction: str, values: Array) -> Array:
+        """What a direction computed [B, T, ...]."""
+        layer = getattr(self._wrapper, f"{direction}_layer")
+        return values[:, ::-1] if layer.go_backwards else values
+
 
 class Bidirectional(HasWeightsOfMembers, KeepsStates):
     """One layer that reads x from its beginning and one that reads it from its end; keras.layers.Bidirectional.
@@ -73,10 +87,11 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
 
     Schuster and Paliwal, "Bidirectional Recurrent Neural Networks" (1997). With a mask and return_sequences the
     outputs of masked steps are zeros, whatever the layers say of it, as in Keras. Large calls run both directions at
-    the same time, each with half of the threads.
+    the same time, each with half of the threads; Ctrl-C then ends the call at once, while the kernel of the backward
+    layer runs to its end in a thread of its own, whose result nobody sees.
 
     Args:
-        layer: SimpleRNN, LSTM, GRU or RNN; `forward_layer` is a new one of its arguments, without its weights.
+        layer: SimpleRNN, IndRNN, LSTM, GRU or RNN; `forward_layer` is a new one of its arguments, without its weights.
         merge_mode: "concat", "sum", "mul", "ave", or None: both outputs are returned.
         weights: arrays in the order of `weights`, which the layer is built with.
         backward_layer: the layer for the other direction, used itself: with the other go_backwards, and the same
@@ -122,8 +137,14 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         for argument, given in (("layer", layer), ("backward_layer", backward_layer)):
             if not isinstance(given, (_Recurrent, RNN)) and (given is not None or argument == "layer"):
                 raise TypeError(
-                    f"{where}: {argument} must be a SimpleRNN, LSTM, GRU or RNN of fastrnn, got "
+                    f"{where}: {argument} must be a SimpleRNN, IndRNN, LSTM, GRU or RNN of fastrnn, got "
                     f"{reprlib.repr(given)}; write for example {where}(fastrnn.LSTM(64))"
+                )
+            if getattr(given, "embedding", None) is not None:
+                raise ValueError(
+                    f"{where}: {argument} must have no embedding, of which each direction would make one of its own, got "
+                    f"{given!r}; pass rows, embedding[ids], as x: functional.embedding_gradient(ids, grads.x, rows) is the "
+                    "gradient of the embedding"
                 )
         if merge_mode not in MERGE_MODES:
             raise ValueError(
@@ -220,11 +241,13 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         training: bool | None = True,
         *,
         lengths: ArrayLike | None = None,
+        checkpoint: int | bool = False,
     ) -> tuple[Any, BidirectionalTape]:
         """Runs both layers as a call does, and keeps what `backward` needs.
 
         Args:
             x, initial_state, mask, training, lengths: as in a call.
+            checkpoint: as of `LSTM.forward`, for both layers.
 
         Returns:
             (outputs, tape): what the call returns, and the tape to hand to `backward`, once. The tape refers to x,
@@ -235,7 +258,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
             As a call.
         """
         tapes: list[BidirectionalTape] = []
-        outputs = self._run(x, initial_state, mask, training, lengths, tapes)
+        outputs = self._run(x, initial_state, mask, training, lengths, tapes, checkpoint)
         return outputs, tapes[0]
 
     def backward(self, dy: Any, tape: BidirectionalTape) -> Gradients:
@@ -244,7 +267,8 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         Args:
             dy: gradient by y; where `forward` returned several, a list with the gradient by each. None, alone or as
                 an item, means zeros.
-            tape: what `forward` of this layer returned. It is used up, also if an exception interrupts this.
+            tape: what `forward` of this layer returned. It is used up, also if an exception interrupts this, but for one
+                with `checkpoint`.
 
         Returns:
             functional.Gradients: x [B, T, I]; weights, a list in the order of `weights`; initial_state, a list of
@@ -282,9 +306,9 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         training: Any,
         lengths: Any,
         tapes: list[BidirectionalTape] | None,
+        checkpoint: int | bool = False,
     ) -> Any:
-        if not isinstance(x, np.ma.MaskedArray):  # which the layers refuse
-            x = _floating(self._where, "x", x, self.dtype)
+        x = floating(self._where, "x", x, self.dtype)
         if x.ndim > 2:  # less the layers refuse
             if lengths is not None:
                 mask, lengths = mask_of(self._where, lengths, mask, x), None
@@ -297,7 +321,9 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
                 at_once_if(
                     together,
                     *(
-                        partial(layer if tapes is None else layer.forward, x, states, mask, training)
+                        partial(layer, x, states, mask, training)
+                        if tapes is None
+                        else partial(layer.forward, x, states, mask, training, checkpoint=checkpoint)
                         for layer, states in zip(
                             self._members, self._split_states(initial_state), strict=True
                         )
@@ -352,7 +378,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
                 f"{self._where}: dy must be a list of {total}, the gradients by what forward returned, got "
                 f"{len(given) if error is ValueError else type(given).__name__}; None in it means zeros"
             )
-        merged = [None if d is None else _floating(self._where, "dy", d, self.dtype) for d in given[:count]]
+        merged = [None if d is None else floating(self._where, "dy", d, self.dtype) for d in given[:count]]
         for d, shape in zip(merged, tape._shapes, strict=True):
             if d is not None and d.shape != shape:
                 raise ValueError(

@@ -28,8 +28,11 @@ CELLS = {
     "gru": Reference(reference.gru_forward, reference.gru_backward),
     "gru_reset_before": Reference(partial(reference.gru_forward, reset_after=False), reference.gru_backward),
 }
-GATES = {"simple_rnn": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
-STATES = {"simple_rnn": 1, "lstm": 2, "gru": 1, "gru_reset_before": 1}
+ALL_CELLS = CELLS | {
+    "indrnn": Reference(reference.indrnn_forward, reference.indrnn_backward)
+}  # Keras' and others
+GATES = {"simple_rnn": 1, "indrnn": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
+STATES = {"simple_rnn": 1, "indrnn": 1, "lstm": 2, "gru": 1, "gru_reset_before": 1}
 
 
 # ---- Random problems ----
@@ -54,7 +57,8 @@ def weight_shapes(cell: str, inputs: int, units: int, bias: bool = True) -> list
     """Shapes of kernel, recurrent kernel and, with `bias`, bias."""
     columns = GATES[cell] * units
     bias_shape = (2, columns) if cell == "gru" else (columns,)
-    return [(inputs, columns), (units, columns), *([bias_shape] if bias else [])]
+    recurrent_shape = (units,) if cell == "indrnn" else (units, columns)
+    return [(inputs, columns), recurrent_shape, *([bias_shape] if bias else [])]
 
 
 def random_problem(

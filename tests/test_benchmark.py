@@ -378,6 +378,15 @@ def test_table(results, capsys):
     assert "JAX: broke (a train, b infer)" in out
 
 
+def test_rows_beyond_the_limit_are_said_to_be_no_measurement_of_an_idle_machine(results, capsys):
+    assert "100 %" not in report.markdown(results)
+    results.rows[0].limit = results.rows[0].times["fastrnn"] * 1.01
+    line = f"More than 100 % of the limit ({results.rows[0].workload.name} infer): the limits were measured while other"
+    assert f"- {line}" in report.markdown(results)
+    report.print_table(results)
+    assert line in " ".join(capsys.readouterr().out.split())
+
+
 def test_markdown_has_the_times_of_every_peer(results):
     text = report.markdown(results)
     assert "| a | 2 3 5 7 | infer | 2.00 | 0.0 | 50% | 2.00 | 8.00 | **4.00** |" in text

@@ -7,7 +7,16 @@ import pickle
 
 import numpy as np
 import pytest
-from support import CELLS, STATES, as_list, assert_close, import_keras, keras_in_float64, random_problem
+from support import (
+    ALL_CELLS,
+    CELLS,
+    STATES,
+    as_list,
+    assert_close,
+    import_keras,
+    keras_in_float64,
+    random_problem,
+)
 from test_layers import (
     INPUTS,
     LAYERS,
@@ -23,14 +32,21 @@ from test_layers import (
 )
 
 import fastrnn
-from fastrnn import RNN, GRUCell, LSTMCell, SimpleRNNCell, StackedRNNCells
+from fastrnn import RNN, GRUCell, IndRNNCell, LSTMCell, SimpleRNNCell, StackedRNNCells, functional, inspection
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-OURS = {"simple_rnn": SimpleRNNCell, "lstm": LSTMCell, "gru": GRUCell, "gru_reset_before": GRUCell}
+OURS = {
+    "simple_rnn": SimpleRNNCell,
+    "indrnn": IndRNNCell,
+    "lstm": LSTMCell,
+    "gru": GRUCell,
+    "gru_reset_before": GRUCell,
+}
 CELL_CLASSES = [SimpleRNNCell, LSTMCell, GRUCell]
 
 cells = pytest.mark.parametrize("cell", CELLS)
+all_cells = pytest.mark.parametrize("cell", ALL_CELLS)
 cell_classes = pytest.mark.parametrize("cell_class", CELL_CLASSES)
 
 
@@ -128,6 +144,9 @@ MASK = np.array(
 )
 
 
+X = np.ones((B, T, INPUTS))
+
+
 # ---- Cells ----
 
 
@@ -165,7 +184,7 @@ def test_a_step_of_a_cell_is_that_of_keras(cell, initial):
         assert_same(ours(x_t, states[0])[1], result[1][0])
 
 
-@cells
+@all_cells
 def test_a_cell_has_the_weights_and_attributes_of_its_layer(cell):
     made = make_cell(cell, kernel_regularizer="l2", kernel_constraint="non_neg", seed=3)
     assert not made.built and made.weights == []
@@ -312,7 +331,7 @@ def test_training_of_a_cell_must_be_a_flag(training):
         GRUCell(3, dropout=0.5)(np.ones((2, 3), "float32"), None, training=training)
 
 
-@cells
+@all_cells
 @pytest.mark.parametrize("rates", [(0.4, 0.0), (0.0, 0.3), (0.4, 0.3)], ids=str)
 def test_rnn_of_a_cell_uses_dropout_as_its_layer_does(cell, rates):
     problem = random_problem(cell, B, T, INPUTS, H)
@@ -430,7 +449,7 @@ def test_rnn_has_the_arguments_order_and_defaults_of_keras():
         assert [(p.name, p.default) for p in ours][: len(expected)] == expected
 
 
-@cells
+@all_cells
 @sequences_or_last
 @state_or_not
 @both_directions
@@ -758,6 +777,126 @@ def test_configs_go_to_keras_and_back():
         assert RNN.from_config(ours.get_config()).get_config() == ours.get_config()
 
 
+@pytest.mark.parametrize("stacked", [False, True], ids=["one", "stack"])
+@pytest.mark.parametrize("go_backwards", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("stateful", [False, True], ids=["stateless", "stateful"])
+def test_checkpoints_change_neither_outputs_nor_gradients(stacked, go_backwards, stateful):
+    cells = [LSTMCell(3, dtype="float64", seed=1), GRUCell(2, dtype="float64", seed=2)]
+    options = dict(return_sequences=True, return_state=True, go_backwards=go_backwards, stateful=stateful)
+    rnn = RNN(cells if stacked else cells[0], **options)
+    x = np.random.default_rng(0).standard_normal((B, T, INPUTS))
+    results = []
+    for checkpoint in (False, 2, True):
+        rnn.reset_state()
+        for _ in range(1 + stateful):
+            outputs, tape = rnn.forward(x, mask=MASK, checkpoint=checkpoint)
+        gates = functional.gates(tape)  # which backward uses up
+        gradients = rnn.backward(list(outputs), tape)
+        results.append([*flat(outputs), *flat(list(gradients)), *gates.values()])
+    for found in results[1:]:
+        assert_close(found, results[0], 1e-13)
+
+
+def test_gates_of_a_stack_are_those_of_its_cells_by_number():
+    cells = [LSTMCell(3, dtype="float64"), SimpleRNNCell(2, dtype="float64"), GRUCell(2, dtype="float64")]
+    x = np.random.default_rng(0).standard_normal((B, T, INPUTS))
+    _, tape = RNN(cells).forward(x)
+    found = functional.gates(tape)
+    assert list(found) == ["0_i", "0_f", "0_g", "0_o", "0_c", "2_z", "2_r", "2_n"]
+    expected = functional.gates(RNN(cells[0]).forward(x)[1])
+    assert list(expected) == ["i", "f", "g", "o", "c"]
+    for name, gate in expected.items():
+        assert_same(found[f"0_{name}"], gate)
+
+
+@pytest.mark.parametrize(
+    ("result", "got"),
+    [(None, "None"), (3, "3"), ((1, 2, 3, 4), "4 items"), ([], "0 items"), (X, "array")],
+    ids=str,
+)
+def test_a_cell_must_return_outputs_and_states(result, got):
+    class Wrong(Minimal):
+        def __call__(self, x_t, states):
+            return result
+
+        def forward(self, x_t, states):
+            return result
+
+    with pytest.raises(TypeError, match=rf"^RNN: the cell's __call__ must return \(y_t, states\), got {got}"):
+        RNN(Wrong(3))(X)
+    with pytest.raises(
+        TypeError, match=rf"^RNN: the cell's forward must return \(y_t, states, saved\), got {got}"
+    ):
+        RNN(Wrong(3)).forward(X)
+
+
+class Refuses(Minimal):
+    def set_weights(self, weights):
+        super().set_weights(weights)
+        if any(np.asarray(w).dtype.kind != "f" for w in weights):
+            raise TypeError("must be a floating array")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RNN([LSTMCell(3), Refuses(2, "float32"), GRUCell(2)]),
+        lambda: fastrnn.Bidirectional(fastrnn.LSTM(3)),
+        lambda: fastrnn.Bidirectional(
+            fastrnn.GRU(3), backward_layer=RNN([LSTMCell(3), Refuses(2, "float32")], go_backwards=True)
+        ),
+    ],
+    ids=["stack", "bidirectional", "stack_in_bidirectional"],
+)
+def test_weights_stay_as_they_were_if_one_is_refused(make):
+    layer, x = make(), X.astype("float32")
+    y, before = layer(x), layer.get_weights()
+    changed = [w + 1 for w in before]
+    for index, w in enumerate(changed):
+        with pytest.raises(TypeError, match="must be a floating array"):
+            layer.set_weights([*changed[:index], w.astype(int), *changed[index + 1 :]])
+        assert_same(layer.get_weights(), before)
+        with pytest.raises(ValueError, match="must have the shapes"):
+            layer.set_weights([*changed[:index], w[1:], *changed[index + 1 :]])
+    assert_same(layer(x), y)
+    layer.set_weights(changed)
+    assert_same(layer.get_weights(), changed)
+
+
+def test_checkpoints_and_gates_need_cells_of_ours():
+    rnn = RNN([LSTMCell(3, dtype="float64"), Minimal(2)])
+    with pytest.raises(TypeError, match=r"^RNN: checkpoint needs cells of fastrnn, got <.*; leave it out"):
+        rnn.forward(X, checkpoint=2)
+    _, tape = rnn.forward(X)
+    assert list(functional.gates(tape)) == ["0_i", "0_f", "0_g", "0_o", "0_c"]
+    y, tape = RNN(Minimal(2)).forward(X)
+    with pytest.raises(TypeError, match=r"^RNN: gates are known of cells of fastrnn, got <"):
+        functional.gates(tape)
+    with pytest.raises(TypeError, match=r"^inspection: tape must come .*, got one of a cell of one's own; "):
+        inspection.gradient_norms(y, tape)
+
+
+def test_arrays_with_a_mask_are_refused_by_cells_of_ones_own_too():
+    masked = np.ma.masked_greater(X, 0)
+    for rnn in (RNN(Minimal(3)), RNN(LSTMCell(3, dtype="float64"))):
+        for call in (
+            lambda rnn=rnn: rnn(masked),
+            lambda rnn=rnn: rnn(X, [masked[:, 0, :3]]),
+            lambda rnn=rnn: rnn(X, mask=np.ma.array(MASK)),
+        ):
+            with pytest.raises(TypeError, match=r"^\w+: \S+ must be a plain array, got a masked array; "):
+                call()
+
+
+def test_cells_that_keras_does_not_have_are_written_as_ours():
+    rnn = RNN([IndRNNCell(3, recurrent_initializer="random_uniform"), LSTMCell(2)], return_state=True)
+    config = json.loads(json.dumps(rnn.get_config()))
+    first, second = config["cell"]["config"]["cells"]
+    assert (first["module"], second["module"]) == ("fastrnn.cells", "keras.layers")
+    again = RNN.from_config(config)
+    assert again.get_config() == rnn.get_config() and repr(again) == repr(rnn)
+
+
 def test_a_cell_of_ones_own_is_written_and_found_by_its_class():
     config = json.loads(json.dumps(RNN([Minimal(3), LSTMCell(2)]).get_config()))
     again = RNN.from_config(config, custom_objects={"Minimal": Minimal})
@@ -795,7 +934,6 @@ def test_copies_give_the_same_results(duplicate):
         assert not np.array_equal(twin(x), y)
 
 
-X = np.ones((B, T, INPUTS))
 CELL = LSTMCell(3)
 
 

@@ -212,3 +212,27 @@ def test_nothing_but_callables_takes_the_slow_path():
     for name in ("cell", "inputs", "units", "name", "dtype"):
         assert getattr(slow, name) == getattr(prepared, name)
     assert all(a is b for a, b in zip(slow.arrays, prepared.arrays, strict=True))
+
+
+@cases
+def test_callables_see_the_rows_of_real_steps_alone(name):
+    """One that is undefined where there is no input gives what it gives row by row without the masked steps."""
+    (_, forward, backward), x, weights, settings, _ = problem(name, "float64")
+    x, lengths = np.abs(x) + 1, [6, 1, 3, 2]
+    seen = []
+
+    def reciprocal(a):
+        seen.append(len(a))
+        return 0.01 / a
+
+    chosen = {"activation": (reciprocal, lambda a: -0.01 / a**2)}
+    weights = [np.zeros_like(w) if w is weights[-1] else w for w in weights]  # no bias: 1/0 where x is 0
+    y, tape = forward(x, *weights, **settings, **chosen, lengths=lengths)
+    assert set(seen) >= {4, 3, 2, 1}
+    gradients = backward(np.ones_like(y), tape)
+    for b, steps in enumerate(lengths):
+        alone, tape = forward(x[b : b + 1, :steps], *weights, **settings, **chosen)
+        assert_close(y[b : b + 1], alone, 1e-10)
+        assert_close(gradients.x[b : b + 1, :steps], backward(np.ones_like(alone), tape).x, 1e-9)
+        assert not gradients.x[b, steps:].any()
+    assert all(np.isfinite(w).all() for w in gradients.weights)

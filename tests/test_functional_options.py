@@ -198,6 +198,14 @@ def test_gates_of_a_tape_equal_those_of_the_reference(problem):
         functional.gates(tape)
 
 
+@pytest.mark.parametrize("wrong", [None, np.zeros(3), "tape"], ids=repr)
+def test_gates_of_what_is_no_tape_are_refused(wrong):
+    with pytest.raises(
+        TypeError, match=r"^functional\.gates: tape must be what a forward pass returned as its sec"
+    ):
+        functional.gates(wrong)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_ids_of_an_embedding_equal_its_rows(isa, cell, dtype, shared):
     case = CASES[cell]
@@ -225,6 +233,38 @@ def test_ids_of_an_embedding_equal_its_rows(isa, cell, dtype, shared):
         assert_close(functional.embedding_gradient(ids, gradients.x, 7), dense, 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"ids": np.array([[0, 7, 1]])}, ValueError, "ids must have ids from 0 to 6, .*, got 7"),
+        ({"ids": np.array([[0, 1, -1]])}, ValueError, "ids must have ids from 0 to 6, .*, got -1"),
+        ({"ids": np.zeros((1, 3))}, TypeError, "ids must be integers, rows of the embedding, got float64; "),
+        (
+            {"dx": np.zeros((1, 2, 4))},
+            ValueError,
+            r"dx must have shape \(1, 3, 'I'\) to go with the ids, got",
+        ),
+        ({"mask": np.ones((1, 3))}, TypeError, "mask must be an array of bool, got float64; "),
+        ({"mask": np.ones((3, 1), bool)}, ValueError, r"mask must have shape \(1, 3\), that of the ids, got"),
+    ],
+)
+def test_an_embeddings_gradient_refuses_what_does_not_fit(change, error, message):
+    fits = {"ids": np.zeros((1, 3), int), "dx": np.zeros((1, 3, 4)), "rows": 7}
+    with pytest.raises(error, match=rf"^functional\.embedding_gradient: {message}"):
+        functional.embedding_gradient(**fits | change)
+
+
+def test_masked_ids_have_no_say_in_an_embeddings_gradient(dtype):
+    rng = np.random.default_rng(0)
+    ids, dx, mask = rng.integers(0, 7, (5, 6)), rng.standard_normal((5, 6, 4)), rng.random((5, 6)) < 0.6
+    dx = dx.astype(dtype)
+    expected = functional.embedding_gradient(ids, np.where(mask[:, :, None], dx, 0), 7)
+    assert expected.dtype == dtype
+    np.testing.assert_array_equal(
+        functional.embedding_gradient(np.where(mask, ids, -(10**9)), dx, 7, mask), expected
+    )
+
+
 def test_ids_and_masks_may_change_before_backward():
     """They are copied: nothing that was not checked is ever read."""
     rng = np.random.default_rng(0)
@@ -242,7 +282,7 @@ def test_ids_and_masks_may_change_before_backward():
 @pytest.mark.parametrize("name", sorted(activations.NAMES))
 @pytest.mark.parametrize("clip", [None, 0.75])
 def test_activations_at_their_limits_equal_those_in_python(isa, dtype, name, clip):
-    """Kinks, clips, large values, NaN: values everywhere, gradients where they are finite."""
+    """Kinks, clips, large values, infinity, NaN without its sign bit, which has a say in slopes of kinds with kinks."""
     activation = activations.Activation(name, clip=clip)
     a = np.array(
         [0.0, 0.75, -0.75, 0.5, -0.5, 1.0, -1.0, 3.5, -3.5, 7.0, 50.0, -50.0, np.inf, -np.inf, np.nan]
@@ -253,19 +293,110 @@ def test_activations_at_their_limits_equal_those_in_python(isa, dtype, name, cli
     rtol = 1e-12 if dtype == "float64" else 2e-6
     np.testing.assert_allclose(outputs[:, 0], activation(a), rtol=rtol, atol=rtol)
     dx = functional.simple_rnn_backward(np.ones_like(outputs), tape).x[:, 0, 0]
-    finite = np.isfinite(a)
-    np.testing.assert_allclose(
-        dx[finite], activation.gradient(a, np.ones_like(a))[finite], rtol=rtol, atol=rtol
-    )
+    np.testing.assert_allclose(dx, activation.gradient(a, np.ones_like(a)), rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("threads", [-1, -(2**31)])
-def test_negative_threads_are_refused(threads):
+@pytest.mark.parametrize(
+    ("threads", "error", "message"),
+    [
+        (-1, ValueError, r"at least 1, or 0 for get_num_threads\(\), got -1$"),
+        (-(2**31), ValueError, r"at least 1, or 0 for get_num_threads\(\), got -2147483648$"),
+        (-(2**80), ValueError, r"at least 1, or 0 for get_num_threads\(\), got -12089"),
+        (1.0, TypeError, r"an integer, got 1.0; 0 means get_num_threads\(\)$"),
+        (True, TypeError, "an integer, got True; "),
+        (None, TypeError, "an integer, got None; "),
+        ("2", TypeError, "an integer, got '2'; "),
+        (np.ones(2, int), TypeError, "an integer, got array"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("activation", ["tanh", (np.tanh, np.cos)], ids=["kernels", "callables"])
+def test_threads_must_be_a_number_of_them(threads, error, message, activation):
     x, weights, _, _ = random_problem(CASES["lstm"], 3, 5, 2, 4, "float32", 0)
+    with pytest.raises(error, match=rf"^functional\.lstm: threads must be {message}"):
+        functional.lstm(x, *weights, activation=activation, threads=threads)
+    y, tape = functional.lstm_forward(x, *weights, activation=activation)
+    with pytest.raises(error, match=rf"^functional\.lstm\.backward: threads must be {message}"):
+        functional.lstm_backward(y, tape, threads=threads)
+    functional.lstm_backward(y, tape)  # the tape survived
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3, np.int16(2), 2**80], ids=str)
+def test_results_do_not_depend_on_threads_of_a_call(cell, threads):
+    case = CASES[cell]
+    x, weights, _, _ = random_problem(case, 3, 5, 2, 4, "float32", 0)
+    y, tape = case.functions[1](x, *weights, **case.settings)
+    expected = case.functions[2](y, tape)
+    again, tape = case.functions[1](x, *weights, **case.settings, threads=threads)
+    assert_close(again, y, 0)
+    assert_close(case.functions[2](y, tape, threads=threads), expected, 0)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        (
+            [2**70, 1, 1],
+            ValueError,
+            "lengths must be from 0 to 5, the time steps of x, got 1180591620717411303424; ",
+        ),
+        (
+            [2**63, -1, 1],
+            ValueError,
+            "lengths must be from 0 to 5, the time steps of x, got 9223372036854775808; ",
+        ),
+        (
+            [-(2**70), 1, 1],
+            ValueError,
+            "lengths must be from 0 to 5, the time steps of x, got -11805916207174113",
+        ),
+        ([], ValueError, r"lengths must have shape \(3,\), one for each row, got \(0,\)"),
+        (3, ValueError, r"lengths must have shape \(3,\), one for each row, got \(\)"),
+        ([1.0, 2.0, 3.0], TypeError, "lengths must be integers, got float64; "),
+        ([True, False, True], TypeError, "lengths must be integers, got bool; "),
+        (["1", "2", "3"], TypeError, "lengths must be integers, got <U1; "),
+        ([None, 1, 2], TypeError, "lengths must be integers, got object; "),
+        ([[1], [2, 3], [4]], ValueError, "lengths must be an array, got a list that NumPy makes none of "),
+        (np.ma.array([1, 2, 3]), TypeError, "lengths must be a plain array, got a masked array; "),
+    ],
+    ids=str,
+)
+def test_impossible_lengths_are_refused(lengths, error, message):
+    x, weights, _, _ = random_problem(CASES["lstm"], 3, 5, 2, 4, "float32", 0)
+    with pytest.raises(error, match=rf"^functional\.lstm: {message}"):
+        functional.lstm(x, *weights, lengths=lengths)
+    with pytest.raises(error, match=rf"^LSTM: {message}"):
+        fastrnn.LSTM(4)(x, lengths=lengths)
+
+
+def test_lengths_of_no_rows_may_be_an_empty_list():
+    assert fastrnn.LSTM(4)(np.zeros((0, 5, 2), "float32"), lengths=[]).shape == (0, 4)
+
+
+def test_a_list_as_x_is_refused_with_lengths_and_taken_by_layers():
+    _, weights, _, _ = random_problem(CASES["lstm"], 3, 5, 2, 4, "float32", 0)
+    x = np.ones((3, 5, 2), "float32")
     with pytest.raises(
-        ValueError, match=r"functional\.lstm: threads must be at least 1, or 0 for get_num_threads"
+        TypeError, match=r"^functional\.lstm: x must be a NumPy array, got list; convert it with"
     ):
-        functional.lstm(x, *weights, threads=threads)
+        functional.lstm(x.tolist(), *weights, lengths=[1, 2, 3])
+    for layer in (fastrnn.LSTM(4), fastrnn.RNN(fastrnn.LSTMCell(4)), fastrnn.Bidirectional(fastrnn.GRU(4))):
+        np.testing.assert_array_equal(layer(x.tolist(), lengths=[1, 2, 3]), layer(x, lengths=[1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"variant": np.zeros(3)}, ValueError, r"variant must be one of None, 'vanilla', .*, got array\(\["),
+        ({"recurrent_activation": 3}, TypeError, "an activation must be a name, .*, got 3; "),
+    ],
+    ids=str,
+)
+def test_impossible_variants_and_activations_are_refused(options, error, message):
+    x, weights, _, _ = random_problem(CASES["lstm"], 3, 5, 2, 4, "float64", 0)
+    for function in (functional.lstm, functional.lstm_forward):
+        with pytest.raises(error, match=rf"^functional\.lstm: {message}"):
+            function(x, *weights, **options)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +567,7 @@ def test_lengths_are_short_for_a_mask():
         (
             {"variant": "np", "peephole": np.ones((3, 4), "float32")},
             ValueError,
-            'variant "np" is the LSTM without peepholes',
+            'functional.lstm: variant "np" is the LSTM without peepholes',
         ),
         (
             {"zoneout_mask": [None]},
@@ -451,15 +582,15 @@ def test_lengths_are_short_for_a_mask():
         (
             {"projection": np.ones((4, 4), "float32"), "variant": "cifg"},
             ValueError,
-            "variant 'cifg' has no projection",
+            "functional.lstm: variant 'cifg' has no projection",
         ),
         (
             {"projection": np.ones((4, 3), "float32")},
             ValueError,
             "functional.lstm: projection must have shape (4, 4) (units, outputs), got (4, 3)",
         ),
-        ({"variant": "gif"}, ValueError, "variant must be one of None, 'vanilla'"),
-        ({"activation": "tan"}, ValueError, "there is no activation 'tan'"),
+        ({"variant": "gif"}, ValueError, "functional.lstm: variant must be one of None, 'vanilla'"),
+        ({"activation": "tan"}, ValueError, "functional.lstm: there is no activation 'tan'"),
     ],
 )
 def test_impossible_options_are_refused(options, error, message):

@@ -120,3 +120,29 @@ def test_what_is_no_gradient_is_refused_and_nothing_is_changed(wrong, error, mes
 def test_the_limit_must_be_a_number_from_zero_on(max_norm, error):
     with pytest.raises(error, match=r"^clip_norm: max_norm must be"):
         gradients.clip_norm([np.ones(3)], max_norm)
+
+
+def test_an_array_that_is_there_twice_counts_and_is_scaled_once():
+    a, b = np.full((2, 2), 3.0), np.full(4, 4.0)
+    assert gradients.clip_norm([a, b, a, [a[:]]], 1.0) == 10.0
+    np.testing.assert_allclose(a, 0.3)
+    np.testing.assert_allclose(b, 0.4)
+
+
+def test_parts_of_one_array_are_clipped_together_and_overlaps_are_refused():
+    whole, expected = np.arange(24.0).reshape(4, 6), np.arange(24.0).reshape(4, 6)
+    parts = [whole[:, :2], whole[:, 2:], np.zeros(0), np.zeros(0)]
+    assert gradients.clip_norm(parts, 1.0) == pytest.approx(np.linalg.norm(expected))
+    np.testing.assert_allclose(whole, expected / np.linalg.norm(expected))
+    before = whole.copy()
+    for overlapping in (
+        [whole, whole[1]],
+        [whole[:, :3], whole[:, 2:]],
+        [whole[::-1], whole[2:]],
+        [whole, whole.T],
+    ):
+        with pytest.raises(
+            ValueError, match=r"^clip_norm: gradients must not share memory in part, got arrays of sh"
+        ):
+            gradients.clip_norm(overlapping, 0.5)
+    np.testing.assert_array_equal(whole, before)

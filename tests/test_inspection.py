@@ -116,6 +116,30 @@ def test_a_layers_hidden_gradients_are_those_of_the_loss_with_its_penalties(opti
     lstm.backward(dy, tape)
 
 
+@pytest.mark.parametrize("return_state", [True, False])
+def test_each_cell_of_a_stack_has_hidden_gradients(return_state):
+    rnn = fastrnn.RNN(
+        [fastrnn.LSTMCell(4, dtype="float64"), fastrnn.GRUCell(H, dtype="float64")], return_state=return_state
+    )
+    x = np.random.default_rng(0).standard_normal((B, T, I))
+    _, tape = rnn.forward(x, checkpoint=True)
+    first, second = fastrnn.LSTM(4, return_sequences=True, dtype="float64"), fastrnn.GRU(H, dtype="float64")
+    for layer, cell, features in ((first, rnn.cell.cells[0], I), (second, rnn.cell.cells[1], 4)):
+        layer.build((None, None, features))
+        layer.set_weights(cell.weights)
+    between, first_tape = first.forward(x, checkpoint=True)
+    y, second_tape = second.forward(between, checkpoint=True)
+    dy = random_gradients(y)
+    found = inspection.hidden_gradients([dy, None, None] if return_state else dy, tape)
+    assert list(found) == ["0", "1"]
+    assert_close(found["1"], inspection.hidden_gradients(dy, second_tape), 1e-13)
+    dbetween = second.backward(dy, second_tape).x
+    assert_close(found["0"], inspection.hidden_gradients(dbetween, first_tape), 1e-13)
+    single = fastrnn.RNN(rnn.cell.cells[0], return_sequences=True)
+    between, tape = single.forward(x, checkpoint=True)
+    assert_close(inspection.hidden_gradients(dbetween, tape), found["0"], 1e-13)
+
+
 def test_a_tape_without_checkpoints_is_refused():
     lstm = fastrnn.LSTM(4)
     y, tape = lstm.forward(np.ones((2, 5, 3), "float32"))

@@ -23,6 +23,7 @@ from test_layers import (
     INPUTS,
     LAYERS,
     H,
+    all_cells,
     assert_same,
     both_directions,
     build,
@@ -119,7 +120,7 @@ def test_keras_writes_and_reads_zero_output_for_mask(layer_class):
     assert layer_class.from_config(layer.get_config()).zero_output_for_mask
 
 
-@cells
+@all_cells
 @sequences_or_last
 def test_lengths_are_short_for_a_mask(cell, return_sequences):
     layer, _ = built(cell, return_sequences=return_sequences, return_state=True)
@@ -137,7 +138,7 @@ def test_lengths_are_short_for_a_mask(cell, return_sequences):
         assert_same(actual, wanted)
 
 
-@cells
+@all_cells
 def test_states_that_are_kept_pass_over_masked_steps(cell):
     problem = random_problem(cell, B, T, INPUTS, H)
     mask = mask_of_kind("right")
@@ -213,7 +214,7 @@ def test_outputs_and_gradients_with_dropout_are_those_of_keras_with_the_same_mas
     compare_with_keras(ours, problem.x, mask, problem.initial_state, masks, **options)
 
 
-@cells
+@all_cells
 @rates
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_masks_are_zero_at_the_rate_and_inverse_elsewhere(cell, dropout, recurrent_dropout, dtype):
@@ -278,7 +279,7 @@ def test_each_call_in_training_draws_anew_and_a_seed_repeats_the_draws(
         assert not any(np.array_equal(y, other) for other in drawn[:k])
 
 
-@cells
+@all_cells
 @rates
 def test_without_training_nothing_is_dropped(cell, dropout, recurrent_dropout):
     problem = random_problem(cell, B, T, INPUTS, H, "float32")
@@ -476,3 +477,172 @@ def test_the_variant_without_peepholes_has_none():
     ):
         LSTM(H, variant="np", peephole=True)
     assert all(not hasattr(c(3), "variant") for c in CLASSES if c is not LSTM)
+
+
+# ---- Ids and an embedding ----
+
+ROWS = 7
+
+
+def embedded(cell, dtype="float64", bias=True, **options):
+    """A layer with an embedding, the same one without, ids, and the embedding."""
+    weights = random_problem(cell, B, T, INPUTS, H, dtype, bias=bias).weights
+    rng = np.random.default_rng(2)
+    embedding, ids = rng.standard_normal((ROWS, INPUTS)).astype(dtype), rng.integers(0, ROWS, (B, T))
+    layer = LAYERS[cell](H, use_bias=bias, dtype=dtype, embedding=embedding, seed=1, **options)
+    layer.build((None, None))
+    layer.set_weights([*weights, embedding])
+    return layer, build(cell, weights, seed=1, **options), ids, embedding
+
+
+@all_cells
+@sequences_or_last
+@state_or_not
+@both_directions
+@initial_or_zeros
+@pytest.mark.parametrize(
+    "given", [{}, {"mask": "holes"}, {"lengths": [T, 2, 0, 3]}], ids=["all", "mask", "lengths"]
+)
+@pytest.mark.parametrize("checkpoint", [False, 2], ids=["tape", "checkpoints"])
+def test_ids_give_what_the_rows_of_the_embedding_give(
+    cell, return_sequences, return_state, go_backwards, initial, given, checkpoint
+):
+    options = dict(return_sequences=return_sequences, return_state=return_state, go_backwards=go_backwards)
+    layer, plain, ids, embedding = embedded(cell, dropout=0.3, recurrent_dropout=0.2, **options)
+    mask, plain_given = np.ones((B, T), bool), given
+    if "lengths" in given:
+        mask = np.arange(T) < np.array(given["lengths"])[:, None]
+    elif given:
+        mask = mask_of_kind("holes")
+        given, plain_given = {"mask": mask.copy()}, {"mask": mask}
+    states = random_problem(cell, B, T, INPUTS, H).initial_state if initial else None
+    padded = np.where(mask, ids, 10**9)
+    x = embedding[np.where(mask, ids, 0)]
+    assert_same(layer(padded, states, **given), plain(x, states, **given))
+    outputs, tape = layer.forward(padded, states, checkpoint=checkpoint, **given)
+    expected, expected_tape = plain.forward(x, states, checkpoint=checkpoint, **plain_given)
+    assert_same(outputs, expected)
+    padded[:] = 10**9  # ids and masks are copied
+    if "mask" in given:
+        given["mask"][:] = True
+    dy = random_gradients(outputs)
+    gradients, expected = layer.backward(dy, tape), plain.backward(dy, expected_tape)
+    assert_close(gradients.x, np.where(mask[:, :, None], expected.x, 0), 1e-14)
+    assert_close(gradients.weights[:-1], expected.weights, 1e-14)
+    dense = np.zeros_like(embedding)
+    np.add.at(dense, ids[mask], expected.x[mask])
+    assert_close(gradients.weights[-1], dense, 1e-13)
+    assert_close(gradients.initial_state, expected.initial_state, 1e-14)
+
+
+@all_cells
+def test_steps_take_ids_too(cell):
+    layer, plain, ids, embedding = embedded(cell, "float32", stateful=True)
+    states = None
+    for t in range(T):
+        y_t, states = layer.step(ids[:, t].tolist(), states)
+    assert_close(y_t, plain(embedding[ids]), 1e-6)
+    layer(ids)
+    plain.reset_state()
+    plain(embedding[ids])
+    assert_same(layer(ids), plain(embedding[ids]))
+    assert_same(layer.states, plain.states)
+
+
+@all_cells
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+def test_the_embedding_is_the_last_of_the_weights(cell, bias):
+    layer, plain, _, embedding = embedded(cell, "float32", bias)
+    assert_same(layer.weights, [*plain.weights, embedding])
+    assert layer.count_params() == plain.count_params() + embedding.size
+    assert layer.embedding == (ROWS, INPUTS)
+    assert [w.dtype for w in layer.get_weights()] == ["float32"] * len(layer.weights)
+    assert not layer.weights[-1].flags.writeable
+    embedding[:] = 0
+    assert layer.weights[-1].any()
+    assert repr(layer).endswith(f", embedding [{ROWS}, {INPUTS}]")
+    with pytest.raises(ValueError, match=r"weights must be \d arrays \(kernel, .*, embedding\), got 2; "):
+        layer.set_weights(plain.weights[:2])
+    assert layer.compute_output_shape((B, T)) == (B, H)
+
+
+@classes
+def test_an_embedding_may_be_given_by_its_shape(layer_class):
+    layer = layer_class(3, embedding=(50, 8), seed=1)
+    layer(np.zeros((2, 4), "uint8"))
+    drawn = layer.weights[-1]
+    assert drawn.shape == (50, 8) and drawn.min() < -0.04 and 0.04 < drawn.max() <= 0.05
+    plain = layer_class(3, seed=1)
+    plain.build((None, None, 8))
+    assert_same(layer.weights[:-1], plain.weights)
+    again = layer_class.from_config(json.loads(json.dumps(layer.get_config())))
+    again.build((None, None))
+    assert_same(again.weights, layer.weights)
+    assert again.get_config() == layer.get_config() and repr(again) == repr(layer)
+    given = layer_class(3, embedding=drawn, dtype="float64")
+    given.build((None, None))
+    assert_same(given.weights[-1], drawn.astype("float64"))
+    assert "embedding" not in plain.get_config()
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@pytest.mark.parametrize("is_built", [True, False])
+def test_copies_of_a_layer_with_an_embedding(duplicate, is_built):
+    rng = np.random.default_rng(0)
+    layer = LSTM(3, embedding=rng.standard_normal((ROWS, 2)), seed=1)
+    ids = rng.integers(0, ROWS, (B, T))
+    if is_built:
+        layer.build((None, None))
+    assert_same(duplicate(layer)(ids), layer(ids))
+
+
+def test_an_embedding_with_regularizers_and_constraints_of_the_others():
+    layer, plain, ids, embedding = embedded(
+        "lstm", kernel_regularizer="l2", kernel_constraint="unit_norm", activity_regularizer="l2"
+    )
+    (y, tape), (_, expected_tape) = layer.forward(ids), plain.forward(embedding[ids])
+    assert tape.losses == expected_tape.losses
+    gradients, expected = layer.backward(y, tape), plain.backward(y, expected_tape)
+    assert_close(gradients.weights[:-1], expected.weights, 1e-14)
+    for each in (layer, plain):
+        each.apply_constraints()
+    assert_same(layer.weights, [*plain.weights, embedding])
+
+
+IDS = np.zeros((B, T), int)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: LSTM(3, embedding=[1.0, 2.0]), ValueError, r": embedding must be an array \[V, I\] of floats, or its"),
+        (lambda: LSTM(3, embedding=[[1, 2]]), ValueError, r": embedding must be an array \[V, I\] of floats, or its"),
+        (lambda: LSTM(3, embedding=True), TypeError, r": embedding must be an array \[V, I\] of floats, or its shape"),
+        (lambda: LSTM(3, embedding=(5, -1)), ValueError, r": embedding must be .* sizes are 0 or more"),
+        (lambda: LSTM(3, embedding=np.ma.ones((2, 2))), TypeError, r": embedding must be a plain array, got a masked"),
+        (lambda: LSTM(3, embedding=(5, 2))(IDS + 5), ValueError, r": x must have ids from 0 to 4, .*, got 5 at \[0, 0"),
+        (lambda: LSTM(3, embedding=(5, 2))(IDS - 1), ValueError, r": x must have ids from 0 to 4, .*, got -1 at"),
+        (lambda: LSTM(3, embedding=(5, 2))(IDS * 1.0), TypeError, r": x must be integers, rows of the embedding, got f"),
+        (lambda: LSTM(3, embedding=(5, 2))(IDS > 0), TypeError, r": x must be integers, rows of the embedding, got b"),
+        (lambda: LSTM(3, embedding=(5, 2))(IDS[0]), ValueError, r": x must have shape \[batch, time\], got \(6,\)"),
+        (lambda: LSTM(3, embedding=(5, 2)).forward(IDS, lengths=[9] * B), ValueError, r": lengths must be from 0 to 6"),
+        (lambda: LSTM(3, embedding=(5, 2)).step(IDS), ValueError, r"\.step: x_t must have shape \[batch\], got"),
+        (lambda: LSTM(3, embedding=(5, 2)).step(IDS[0] + 5), ValueError, r"\.step: x_t must have ids from 0 to 4, "),
+        (lambda: LSTM(3, embedding=(5, 2)).build((1, 2, 3)), ValueError, r": input_shape must be \(batch, time\), "),
+    ],
+)  # fmt: skip
+def test_embeddings_and_ids_that_do_not_fit_are_refused(call, error, message):
+    with pytest.raises(error, match=f"^LSTM{message}"):
+        call()
+
+
+def test_ids_that_are_refused_are_refused_by_a_built_layer_too():
+    layer = LSTM(3, embedding=(5, 2), stateful=True)
+    layer.build((None, None))
+    for call in (layer, layer.forward):
+        for wrong in (IDS + 5, IDS[0], IDS[..., None], IDS.astype("float32"), np.zeros((B, T, 2), "float32")):
+            with pytest.raises((TypeError, ValueError), match=r"^LSTM: x must "):
+                call(wrong)
+            with pytest.raises((TypeError, ValueError), match=r"^LSTM\.step: x_t must "):
+                layer.step(wrong if wrong.ndim > 1 else wrong.astype("float32"))
+    assert layer.states is None

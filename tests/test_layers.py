@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 import pytest
 from support import (
+    ALL_CELLS,
     CELLS,
     STATES,
     as_list,
@@ -27,13 +28,14 @@ from support import (
 )
 
 from fastrnn import activations, functional, initializers
-from fastrnn.layers import GRU, LSTM, SimpleRNN
+from fastrnn.layers import GRU, LSTM, IndRNN, SimpleRNN
 
 # NumPy's remark about how Keras reads PyTorch's tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 LAYERS = {
     "simple_rnn": SimpleRNN,
+    "indrnn": IndRNN,
     "lstm": LSTM,
     "gru": GRU,
     "gru_reset_before": partial(GRU, reset_after=False),
@@ -43,6 +45,7 @@ B, T, INPUTS, H = 3, 5, 4, 6  # batch, time, inputs, units
 TOLERANCE = {"float32": 2e-6, "float64": 1e-13}
 
 cells = pytest.mark.parametrize("cell", CELLS)
+all_cells = pytest.mark.parametrize("cell", ALL_CELLS)
 classes = pytest.mark.parametrize("layer_class", CLASSES)
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 bias_or_not = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
@@ -97,6 +100,7 @@ def test_constructor_adds_by_keyword_what_keras_takes_in_kwargs(layer_class):
     ours = inspect.signature(layer_class).parameters.values()
     extra = {p.name: p.default for p in ours if p.kind is p.KEYWORD_ONLY}
     beyond = {"variant": None, "peephole": None} if layer_class is LSTM else {}
+    beyond["embedding"] = None
     keywords = {"zero_output_for_mask": False, "trainable": True, "dtype": None, "name": None}
     assert extra == beyond | keywords
     getattr(keras.layers, layer_class.__name__)(3, **keywords)
@@ -179,7 +183,7 @@ def test_outputs_equal_those_of_keras(cell, bias, return_sequences, return_state
     assert (list(shapes) if return_state else [shapes]) == [o.shape for o in as_list(outputs)]
 
 
-@cells
+@all_cells
 @bias_or_not
 @sequences_or_last
 @state_or_not
@@ -198,26 +202,28 @@ def test_outputs_and_gradients_equal_those_of_the_reference(
 
     exact = problem.astype("float64")
     states = exact.initial_state if initial else None
-    expected, expected_tape = CELLS[cell].forward(exact.x, *exact.weights, initial_state=states, **options)
+    expected, expected_tape = ALL_CELLS[cell].forward(
+        exact.x, *exact.weights, initial_state=states, **options
+    )
     assert_close(as_list(outputs), as_list(expected), 4 * TOLERANCE[dtype], "outputs")
 
     dy = random_gradients(outputs)
     gradients = layer.backward(dy, tape)
     assert isinstance(gradients, functional.Gradients)
     exact_dy = [d.astype("float64") for d in dy] if return_state else dy.astype("float64")
-    expected = CELLS[cell].backward(exact_dy, expected_tape)
+    expected = ALL_CELLS[cell].backward(exact_dy, expected_tape)
     assert_close(tuple(gradients), tuple(expected), 20 * TOLERANCE[dtype], "gradients")
     assert [g.shape for g in gradients.weights] == [w.shape for w in layer.weights]
 
 
-@cells
+@all_cells
 @dtypes
 def test_outputs_have_the_dtype_of_the_layer(cell, dtype):
     layer, x = built(cell, dtype, return_sequences=True, return_state=True)
     assert [o.dtype for o in layer(x)] == [dtype] * (1 + STATES[cell])
 
 
-@cells
+@all_cells
 @initial_or_zeros
 def test_steps_give_what_one_call_gives(cell, initial):
     problem = random_problem(cell, B, T, INPUTS, H, "float64")
@@ -231,7 +237,7 @@ def test_steps_give_what_one_call_gives(cell, initial):
     assert_close(list(states), final, 1e-13)
 
 
-@cells
+@all_cells
 def test_steps_in_place_give_what_steps_give(cell):
     layer, x = built(cell)
     states, in_place = None, [np.zeros((len(x), H), "float32") for _ in range(STATES[cell])]
@@ -242,7 +248,7 @@ def test_steps_in_place_give_what_steps_give(cell):
         assert_same([h, *same], [y_t, *states])
 
 
-@cells
+@all_cells
 def test_step_does_not_depend_on_how_sequences_are_read_and_returned(cell):
     layer, x = built(cell)
     y, states = layer.step(x[:, 0])
@@ -429,7 +435,7 @@ def test_a_masked_array_is_refused_rather_than_read_without_its_mask():
         layer(np.ma.masked_greater(x, 0))
 
 
-@cells
+@all_cells
 @pytest.mark.parametrize("is_built", [True, False], ids=["built", "first_call"])
 def test_an_input_of_wrong_rank_is_refused(cell, is_built):
     layer = LAYERS[cell](3)
@@ -453,7 +459,7 @@ def test_an_input_of_wrong_rank_is_refused(cell, is_built):
     assert layer.built == is_built
 
 
-@cells
+@all_cells
 def test_wrong_shapes_raise_value_errors(cell):
     layer, x = built(cell, return_state=True)
     name = type(layer).__name__
@@ -481,7 +487,7 @@ def test_wrong_shapes_raise_value_errors(cell):
 
 @pytest.mark.parametrize("time", [0, 1], ids=["no_steps", "one_step"])
 @pytest.mark.parametrize("batch", [0, 1], ids=["no_rows", "one_row"])
-@cells
+@all_cells
 def test_small_and_empty_inputs_work(cell, batch, time):
     layer = LAYERS[cell](H, return_sequences=True, return_state=True)
     x = np.ones((batch, time, INPUTS), "float32")
@@ -511,7 +517,7 @@ def test_weights_have_the_shapes_order_and_number_of_keras(cell, bias, dtype):
     assert_same(ours.get_weights(), theirs.get_weights())
 
 
-@cells
+@all_cells
 def test_weights_are_kernel_recurrent_kernel_bias(cell):
     layer, _ = built(cell)
     assert all(
@@ -520,7 +526,7 @@ def test_weights_are_kernel_recurrent_kernel_bias(cell):
     assert build(cell, layer.weights[:2]).bias is None
 
 
-@cells
+@all_cells
 def test_weights_are_read_only_and_get_weights_copies(cell):
     layer, x = built(cell)
     y = layer(x)
@@ -754,6 +760,38 @@ def test_the_forget_bias_is_that_of_keras():
     assert_same(ours.get_weights()[2], theirs.get_weights()[2])
 
 
+def test_an_indrnn_begins_as_a_sum_over_time():
+    layer = IndRNN(H, dtype="float64")
+    x = np.random.default_rng(0).random((B, T, INPUTS))
+    layer.build(x.shape)
+    assert_same([layer.recurrent_kernel, layer.bias], [np.ones(H), np.zeros(H)])
+    layer.set_weights([np.abs(layer.kernel), *layer.weights[1:]])
+    assert_close(layer(x), (x @ layer.kernel).sum(axis=1), 1e-14)
+
+
+def test_indrnn_has_the_arguments_of_simple_rnn():
+    one, other = (inspect.signature(c).parameters.values() for c in (IndRNN, SimpleRNN))
+    assert [(p.name, p.kind) for p in one] == [(p.name, p.kind) for p in other]
+    changed = {p.name: p.default for p, q in zip(one, other, strict=True) if p != q}
+    assert changed == {"activation": "relu", "recurrent_initializer": "ones"}
+    full = {name: value for name, value in FULL.items() if name != "recurrent_initializer"}
+    for layer in (IndRNN(3, embedding=(5, 2)), IndRNN(**full, recurrent_regularizer="l2", stateful=True)):
+        config = json.loads(json.dumps(layer.get_config()))
+        assert repr(IndRNN.from_config(config)) == repr(layer)
+
+
+def test_regularizers_and_constraints_of_an_indrnn():
+    layer, x = built("indrnn", "float64", recurrent_regularizer="l2", recurrent_constraint="non_neg")
+    plain = build("indrnn", layer.weights)
+    (y, tape), (_, plain_tape) = layer.forward(x), plain.forward(x)
+    u = layer.recurrent_kernel
+    np.testing.assert_allclose(tape.losses, [0.01 * np.sum(u * u)])
+    du, expected = layer.backward(y, tape).weights[1], plain.backward(y, plain_tape).weights[1]
+    assert_close(du, expected + 0.02 * u, 1e-14)
+    layer.apply_constraints()
+    assert_same(layer.recurrent_kernel, np.maximum(u, 0))
+
+
 @cells
 def test_a_seed_gives_the_same_weights_and_another_one_others(cell):
     def weights(seed, inputs=INPUTS, **options):
@@ -949,7 +987,7 @@ def test_stateful_calls_give_what_they_give_in_keras(
         check()
 
 
-@cells
+@all_cells
 @state_or_not
 def test_gradients_of_a_stateful_call_are_those_from_its_first_states(cell, return_state):
     problem = random_problem(cell, B, T, INPUTS, H)
@@ -1014,7 +1052,7 @@ def test_kept_states_belong_to_the_layer():
     assert other(x, initial_state=layer.states).shape == (B, H)
 
 
-@cells
+@all_cells
 def test_building_for_a_batch_makes_the_states(cell):
     layer = LAYERS[cell](H, stateful=True, dtype="float64")
     layer.build((None, None, INPUTS))
@@ -1074,7 +1112,7 @@ FULL = dict(
 def test_config_goes_through_json_and_back(layer_class):
     for layer in (layer_class(np.int64(3)), layer_class(**FULL)):
         config = layer.get_config()
-        beyond_keras = {"variant", "peephole"}  # which Keras' layers would refuse
+        beyond_keras = {"variant", "peephole", "embedding"}  # which Keras' layers would refuse
         assert list(config) == [p for p in inspect.signature(layer_class).parameters if p not in beyond_keras]
         again = layer_class.from_config(json.loads(json.dumps(config)))
         assert again.get_config() == config
@@ -1160,15 +1198,14 @@ def test_repr_shows_what_differs_from_the_defaults(layer, text):
     assert repr(layer) == text
 
 
-@cells
+@all_cells
 def test_repr_shows_the_weights_of_a_built_layer(cell):
     layer, _ = built(cell)
-    columns = layer.kernel.shape[1]
-    bias = [2, columns] if cell == "gru" else [columns]
-    assert repr(layer).endswith(f") with kernel [4, {columns}], recurrent_kernel [6, {columns}], bias {bias}")
+    kernel, recurrent_kernel, bias = (list(shape) for shape in weight_shapes(cell, INPUTS, H))
+    assert repr(layer).endswith(f") with kernel {kernel}, recurrent_kernel {recurrent_kernel}, bias {bias}")
 
 
-@cells
+@all_cells
 @pytest.mark.parametrize(
     "duplicate",
     [copy.copy, copy.deepcopy, *(partial(lambda p, o: pickle.loads(pickle.dumps(o, p)), p) for p in (2, 5))],

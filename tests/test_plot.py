@@ -185,3 +185,11 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'^plot: matplotlib .* run: pip install "fastrnn\[plot\]"$'):
         plot.gradient_norms(np.ones(3))
+
+
+def test_gates_of_both_directions_have_their_titles_and_scales():
+    gates = {"forward_z": np.full((2, 3, 4), 0.5), "backward_c": np.full((2, 3, 4), 0.5)}
+    first, second, *_ = plot.gates(gates).axes
+    assert first.get_title(loc="left") == "forward update gate z (1: h stays as it was)"
+    assert second.get_title(loc="left").startswith("backward ")
+    assert (first.images[0].norm.vmin, second.images[0].norm.vmin) == (0, -1)

@@ -1057,6 +1057,46 @@ def test_interpreter_can_exit_while_a_daemon_thread_is_in_a_kernel(steps, thread
     )
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "fastrnn.release_memory()",
+        '_core.measure_limit("flops", "float32", 2)',
+        '_core.measure_limit("bandwidth", "float64", 1, 1 << 20)',
+        '_core.measure_limit("barrier", "float32", 2)',
+    ],
+)
+def test_interpreter_can_exit_while_daemon_threads_are_in_a_function_without_the_gil(call):
+    run_script(
+        """
+        from fastrnn import _core
+
+        class KeepsFinalizationGoing:
+            def __del__(self, sleep=time.sleep):
+                sleep(0.5)  # without the GIL: those who wait for it get it now
+
+        layer = make_layer()
+        use(layer)
+        object_that_dies_last = KeepsFinalizationGoing()
+        called = []
+
+        def again_and_again(call=compile(sys.argv[1], "call", "eval"), names=globals()):
+            while True:
+                eval(call, names)
+                called.append(1)
+
+        for _ in range(2):
+            threading.Thread(target=again_and_again, daemon=True).start()
+        until = time.monotonic() + 20
+        while not called and time.monotonic() < until:
+            time.sleep(0.01)
+        assert called
+        """,
+        call,
+        timeout=60,
+    )
+
+
 @one_or_two_threads
 def test_interpreter_can_exit_while_daemon_threads_in_kernels_wait_for_the_gil(threads):
     run_script(

@@ -689,3 +689,30 @@ def test_layer_norm_follows_the_equations_of_ba_and_haste(cell):
         return [torch.stack(outputs, 1), h, *c]
 
     check_against_torch(with_layer_norm(CASES["lstm_cell_norm" if cell == "lstm" else cell]), equations)
+
+
+@pytest.mark.parametrize("return_sequences", [True, False])
+def test_masked_steps_are_not_computed(cell, return_sequences):
+    """So that nothing can overflow there, whatever the state is, and callables see rows of real steps alone."""
+    x, weights, states = random_problem(cell, 2, 4, 3, 5)
+    for state in states:
+        state[1] = np.inf
+    mask = np.array([[True, True, False, True], [False] * 4])
+    seen = []
+
+    def identity(a):
+        seen.append(len(a))
+        return a
+
+    options = {"return_sequences": return_sequences, "activation": (identity, np.ones_like)}
+    forward, backward = CELLS[cell]
+    y, tape = forward(x, *weights, mask=mask, initial_state=states, **options)
+    assert set(seen) == {0, 1}
+    gradients = backward(np.ones_like(y), tape)
+    one, tape = forward(x[:1], *weights, mask=mask[:1], initial_state=[s[:1] for s in states], **options)
+    expected = backward(np.ones_like(one), tape)
+    assert_close(y, np.concatenate([one, np.zeros_like(one)]), 1e-14)
+    assert_close(gradients.weights, expected.weights, 1e-14)
+    assert_close(gradients.x[:1], expected.x, 1e-14)
+    assert not gradients.x[1].any()
+    assert all(np.isfinite(d).all() for d in gradients.initial_state)

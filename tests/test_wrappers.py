@@ -13,7 +13,18 @@ from test_layers import INPUTS, B, T, assert_same, initial_or_zeros, sequences_o
 from test_process import FORK_WARNINGS, PRELUDE, run_script
 
 import fastrnn
-from fastrnn import GRU, LSTM, RNN, Bidirectional, GRUCell, LSTMCell, SimpleRNN, wrappers
+from fastrnn import (
+    GRU,
+    LSTM,
+    RNN,
+    Bidirectional,
+    GRUCell,
+    LSTMCell,
+    SimpleRNN,
+    functional,
+    inspection,
+    wrappers,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -374,6 +385,17 @@ def test_what_keeps_states_or_runs_in_python_runs_one_after_the_other(layer, mon
 # ---- Layers of one's own, weights, states ----
 
 
+def test_an_indrnn_may_be_wrapped():
+    wrapper = Bidirectional(fastrnn.IndRNN(H, seed=1, **DOUBLE))
+    x = x_of()
+    y, tape = wrapper.forward(x)
+    assert_same(y[:, :H], wrapper.forward_layer(x))
+    assert_same(y[:, H:], wrapper.backward_layer(x))
+    assert [w.shape for w in wrapper.backward(y, tape).weights] == [(INPUTS, H), (H,), (H,)] * 2
+    again = Bidirectional.from_config(json.loads(json.dumps(wrapper.get_config())))
+    assert repr(again) == repr(Bidirectional.from_config(wrapper.get_config()))
+
+
 def test_a_cell_of_ones_own_may_be_wrapped():
     ours = Bidirectional(RNN(Minimal(H), return_sequences=True, dtype="float64"), "sum")
     x = x_of()
@@ -559,12 +581,17 @@ X = np.ones((B, T, INPUTS), "float32")
         (
             lambda: Bidirectional(3),
             TypeError,
-            r"layer must be a SimpleRNN, LSTM, GRU or RNN of fastrnn, got 3",
+            r"layer must be a SimpleRNN, IndRNN, LSTM, GRU or RNN of fastrnn, got 3",
         ),
         (
             lambda: Bidirectional(LSTM(3), backward_layer=3),
             TypeError,
             r"backward_layer must be a Simple.* 3; ",
+        ),
+        (
+            lambda: Bidirectional(LSTM(3, embedding=(5, 2))),
+            ValueError,
+            r"layer must have no embedding, of which each direction would make one of its own, got LSTM\(3, emb",
         ),
         (
             lambda: Bidirectional(LSTM(3), "cat"),
@@ -626,7 +653,7 @@ def test_what_does_not_fit_is_refused(call, error, message):
 
 @pytest.mark.parametrize("x", [X[0], np.ma.masked_array(X)])
 def test_an_x_that_the_layers_refuse_is_refused(x):
-    with pytest.raises((TypeError, ValueError), match=r"^LSTM: x must "):
+    with pytest.raises((TypeError, ValueError), match=r"^(LSTM|Bidirectional): x must "):
         Bidirectional(LSTM(3))(x)
 
 
@@ -644,6 +671,87 @@ def test_a_tape_serves_once_and_its_own_layer():
     ours.backward(list(outputs), tape)
     with pytest.raises(RuntimeError, match="used"):
         ours.backward(list(outputs), tape)
+
+
+# ---- Checkpoints, gates, gradients of hidden states
+
+
+@layers
+@merge_modes
+@pytest.mark.parametrize("together", [False, True], ids=["one_by_one", "at_once"])
+def test_checkpoints_change_neither_outputs_nor_gradients(layer, merge_mode, together, monkeypatch):
+    if together:
+        monkeypatch.setattr(wrappers, "WORTH_BOTH_AT_ONCE", 1)
+        fastrnn.set_num_threads(2)
+    wrapper = Bidirectional(LAYERS[layer](return_sequences=True, return_state=True), merge_mode)
+    x, mask = x_of(), MASK
+    expected, expected_tape = wrapper.forward(x, mask=mask)
+    outputs, tape = wrapper.forward(x, mask=mask, checkpoint=2)
+    assert_close(flat(outputs), flat(expected), 1e-14)
+    dy = random_gradients_of(outputs)
+    expected = wrapper.backward(dy, expected_tape)
+    for _ in range(2):  # the tape is not used up
+        assert_close(flat(list(wrapper.backward(dy, tape))), flat(list(expected)), 1e-13)
+
+
+def random_gradients_of(outputs):
+    """Gradients of outputs in any nesting."""
+    if isinstance(outputs, (list, tuple)):
+        return [random_gradients_of(output) for output in outputs]
+    return random_gradients(outputs)
+
+
+@layers
+@pytest.mark.parametrize("go_backwards", [False, True])
+@pytest.mark.parametrize("checkpoint", [False, 2])
+def test_gates_are_those_of_both_layers_in_the_order_of_x(layer, go_backwards, checkpoint):
+    other = LAYERS[layer](go_backwards=False) if go_backwards else None
+    wrapper = Bidirectional(LAYERS[layer](go_backwards=go_backwards), backward_layer=other)
+    x = x_of()
+    _, tape = wrapper.forward(x, mask=MASK, checkpoint=checkpoint)
+    found = functional.gates(tape)
+    expected = {}
+    for direction, one in (("forward", wrapper.forward_layer), ("backward", wrapper.backward_layer)):
+        for name, gate in functional.gates(one.forward(x, mask=MASK)[1]).items():
+            expected[f"{direction}_{name}"] = gate[:, ::-1] if one.go_backwards else gate
+    assert list(found) == list(expected)
+    assert_close(list(found.values()), list(expected.values()), 1e-14)
+    real = MASK[:, :, None]
+    for name, gate in found.items():
+        if not name.endswith("_c"):
+            assert not np.any(np.where(real, 0, gate)) and np.all(np.where(real, gate, 1))
+
+
+@layers
+@pytest.mark.parametrize("merge_mode", ["concat", "mul", None])
+@sequences_or_last
+@state_or_not
+def test_hidden_gradients_are_those_of_both_layers_in_the_order_of_x(
+    layer, merge_mode, return_sequences, return_state
+):
+    options = dict(return_sequences=return_sequences, return_state=return_state)
+    wrapper = Bidirectional(LAYERS[layer](**options), merge_mode)
+    x = x_of()
+    outputs, tape = wrapper.forward(x, checkpoint=True)
+    dy = random_gradients_of(outputs)
+    found = inspection.hidden_gradients(dy, tape)
+    if layer == "stack":
+        assert list(found) == ["forward_0", "forward_1", "backward_0", "backward_1"]
+        assert [values.shape for values in found.values()] == [(B, T, 2), (B, T, H)] * 2
+    else:
+        assert list(found) == ["forward", "backward"]
+    last = list(found.values())[-1]
+    per_layer = wrapper._split_gradients(dy, tape)
+    one, one_tape = wrapper.backward_layer, wrapper.backward_layer.forward(x, checkpoint=3)[1]
+    expected = inspection.hidden_gradients(per_layer[1], one_tape)
+    expected = expected["1"] if layer == "stack" else expected
+    assert one.go_backwards
+    assert_close(last[:, ::-1], expected, 1e-14)
+    norms = inspection.gradient_norms(dy, tape)
+    assert norms.keys() == found.keys()
+    for name, values in norms.items():
+        assert_close(values, np.linalg.norm(found[name], axis=-1), 1e-14)
+    wrapper.backward(dy, tape)
 
 
 # ---- The process: both directions in threads of their own ----

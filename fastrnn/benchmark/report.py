@@ -69,8 +69,13 @@ def mean_lines(results: Results) -> list[str]:
 
 
 def note_lines(results: Results) -> list[str]:
-    """Return why peers, or rows of theirs, have no times; one line per peer and reason."""
+    """Return which rows are beyond the limit, and why peers, or rows of theirs, have no times, a line for each reason."""
+    beyond = [f"{row.workload.name} {row.mode}" for row in results.rows if (row.share or 0) > 1]
     lines = [
+        f"More than 100 % of the limit ({_some(beyond)}): the limits were measured while other programs used the "
+        "processors, or their clock was lower; run again on an idle machine."
+    ] * bool(beyond)
+    lines += [
         f"{PEERS[what].label if what in PEERS else what}: {why}" for what, why in results.missing.items()
     ]
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -79,9 +84,12 @@ def note_lines(results: Results) -> list[str]:
             if peer not in results.missing:
                 reasons.setdefault((peer, why), []).append(f"{row.workload.name} {row.mode}")
     for (peer, why), rows in reasons.items():
-        shown = ", ".join(rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
-        lines.append(f"{PEERS[peer].label}: {why} ({shown})")
+        lines.append(f"{PEERS[peer].label}: {why} ({_some(rows)})")
     return lines
+
+
+def _some(rows: list[str]) -> str:
+    return ", ".join(rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
 
 
 def print_table(results: Results, console: Console | None = None) -> None:
