@@ -58,6 +58,10 @@ def _units(where: str, argument: str, value: Any) -> int:
     return _integer(where, argument, value, "a positive integer", 1)
 
 
+def _proj_size(where: str, argument: str, value: Any) -> int | None:
+    return None if value is None else _integer(where, argument, value, "None or a positive integer", 1)
+
+
 def _seed(where: str, argument: str, value: Any) -> int | None:
     return None if value is None else _integer(where, argument, value, "None or a non-negative integer", 0)
 
@@ -201,6 +205,9 @@ CHECKS: dict[str, Check] = {
     "kernel_constraint": _constraint,
     "recurrent_constraint": _constraint,
     "bias_constraint": _constraint,
+    "layer_norm": _flag,
+    "proj_size": _proj_size,
+    "zoneout": _rate,
     "dropout": _rate,
     "recurrent_dropout": _rate,
     "seed": _seed,

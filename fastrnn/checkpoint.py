@@ -85,7 +85,11 @@ class Tape:
     def _arguments(self, at: slice) -> dict[str, Any]:
         """What `functional` is to be given for the segment that reads x[:, at], but its states."""
         mask = None if self.mask is None else self.mask[:, at]
+        zoneout = self.options.get("zoneout_mask")
+        if zoneout is not None:
+            zoneout = [None if state is None else state[:, at] for state in zoneout]
         return self.options | {
+            "zoneout_mask": zoneout,
             "x": self.x[:, at],
             "mask": mask,
             "return_sequences": self.return_sequences,
@@ -159,7 +163,7 @@ def run_forward(
         )  # refuses what segments would hide
     every = _steps(weights.name, every, x.shape[1])
     tape = Tape(weights, x, every, mask, return_sequences, return_state, options, [])
-    (B, T), H = x.shape[:2], weights.units
+    (B, T), H = x.shape[:2], weights.outputs
     y = np.zeros((B, T if return_sequences else 1, H), weights.dtype)
     states: Any = initial_state
     for begin, end, at in tape._segments():
@@ -233,7 +237,7 @@ def _backward(dy: Any, tape: Tape, threads: int) -> Iterator[tuple[slice, Gradie
     elif not isinstance(dy, (list, tuple)) or len(dy) != 1 + len(states[-1]):
         functional.run_backward(dy, tape._segment_tape(segments[-1][2], states[-2]))  # refuses
     dy, *dstates = dy
-    shape = (*tape.x.shape[:2], tape.weights.units)
+    shape = (*tape.x.shape[:2], tape.weights.outputs)
     if tape.return_sequences and isinstance(dy, np.ndarray) and dy.shape != shape:
         raise ValueError(
             f"{tape.weights.name}.backward: dy must have shape {shape} (that of what it is the gradient of), got {dy.shape}"

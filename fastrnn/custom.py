@@ -1,4 +1,4 @@
-"""Cells whose activations are Python callables: the slower path, in NumPy by `reference`.
+"""Cells with Python callables as activations or with layer normalization: the slower path, in NumPy by `reference`.
 
 `CustomWeights` and `CustomTape` stand for the kernels' Weights and Tape, `forward`, `backward` and `step` for the kernels'
 functions of these names, with their arguments and results; `functional` chooses. Each call first goes to the kernels, with
@@ -36,16 +36,18 @@ _FUNCTIONS: dict[str, Any] = {
 
 
 class CustomWeights:
-    """Weights of a cell with activations of any kind.
+    """Weights of a cell with activations of any kind, and perhaps layer normalization.
 
     Args:
         core: the kernels' weights, with activations of theirs.
-        peephole, projection: those among them, or None.
         chosen: the activations of the gates, of the candidate, of an LSTM's c on its way to h.
+        bias, peephole, projection: those among the kernels' weights, or None.
+        cell_norm, layer_norm: what `reference` normalizes with, or None.
     """
 
     __slots__ = (
         "arrays",
+        "bias",
         "cell",
         "core",
         "dtype",
@@ -60,13 +62,17 @@ class CustomWeights:
     def __init__(
         self,
         core: _core.Weights,
+        chosen: tuple[ActivationLike, ...],
+        *,
+        bias: Array | None,
         peephole: Array | None,
         projection: Array | None,
-        chosen: tuple[ActivationLike, ...],
+        cell_norm: Array | None,
+        layer_norm: Array | None,
     ) -> None:
-        self.core = core
+        self.core, self.bias = core, bias
         self.arrays, self.inputs, self.units, self.outputs = (
-            core.arrays,
+            [*core.arrays, *(norm for norm in (cell_norm, layer_norm) if norm is not None)],
             core.inputs,
             core.units,
             core.outputs,
@@ -75,7 +81,7 @@ class CustomWeights:
         recurrent_activation, activation, output_activation = chosen
         name, *words = self.cell.split("_") if self.cell.startswith(("lstm", "gru")) else [self.cell]
         self.functions = _FUNCTIONS[name]
-        self.settings: dict[str, Any] = {"activation": activation}
+        self.settings: dict[str, Any] = {"activation": activation, "layer_norm": layer_norm}
         if name in ("lstm", "gru"):
             self.settings["recurrent_activation"] = recurrent_activation
         if name == "lstm":
@@ -84,6 +90,7 @@ class CustomWeights:
                 variant=variant,
                 peephole=peephole,
                 projection=projection,
+                cell_norm=cell_norm,
                 output_activation=output_activation,
             )
         if name == "gru":
@@ -91,15 +98,14 @@ class CustomWeights:
 
     def run(self, x: Array, states: States, **options: Any) -> tuple[Any, Any]:
         """(outputs, tape) of the reference; an array alone is the one state."""
-        kernel, recurrent_kernel, *others = self.arrays
-        has_bias = len(others) > sum(self.settings.get(w) is not None for w in ("peephole", "projection"))
+        kernel, recurrent_kernel, *_ = self.arrays
         if states is not None and not isinstance(states, (list, tuple)):
             states = [states]  # type: ignore[list-item]
         return self.functions[0](  # type: ignore[no-any-return]
             x,
             kernel,
             recurrent_kernel,
-            others[0] if has_bias else None,
+            self.bias,
             initial_state=states,
             **self.settings,
             **options,

@@ -7,8 +7,8 @@ For every cell there are three functions. `lstm` runs inference. `lstm_forward` 
 turns into gradients; a tape serves once. It refers to x, the weights, the masks and the initial states of its forward pass
 without copying them: don't change those before backward. What all functions take beside their weights is in `Options`.
 
-An activation is what `activations.get` takes. A cell with a pair of Python callables (function, derivative) is computed in
-NumPy: all options and results are the same, the speed is not.
+An activation is what `activations.get` takes. A cell with a pair of Python callables (function, derivative), or with
+layer normalization, is computed in NumPy: all options and results are the same, the speed is not.
 
 All arrays of a call have one dtype, float32 or float64 in native byte order; nothing is converted. Arrays may be read-only
 and have any strides; x, dy and states whose last axis is not contiguous are copied for the call.
@@ -87,7 +87,7 @@ class Gradients(NamedTuple):
     x: Array
     """[B, T, I]"""
     weights: list[Array]
-    """kernel, recurrent kernel, then bias, peephole and projection if there are any"""
+    """kernel, recurrent kernel, then bias, peephole, projection, cell_norm and layer_norm if there are any"""
     initial_state: list[Array]
     """[B, H] for every state, also where none was given"""
 
@@ -414,12 +414,14 @@ def make_weights(
     name: str,
     peephole: Array | None = None,
     projection: Array | None = None,
+    cell_norm: Array | None = None,
+    layer_norm: Array | None = None,
 ) -> AnyWeights:
     """Prepare weights: check them, and refer to them without copying.
 
     Args:
         cell: The name of the kernels' cell; `lstm_cell` for an LSTM.
-        kernel, recurrent_kernel, bias, peephole, projection: As the functions below take them.
+        kernel, recurrent_kernel, bias, peephole, projection, cell_norm, layer_norm: As the functions below take them.
         chosen: The activations of the gates, of the candidate, of an LSTM's c on its way to h.
         name: What error messages begin with.
     """
@@ -432,7 +434,7 @@ def make_weights(
         for a in found
         if isinstance(a, activations.Activation)
     ]
-    kernels_know_all = len(codes) == len(found)
+    kernels_know_activations = len(codes) == len(found)
     weights = Weights(
         cell,
         kernel,
@@ -440,10 +442,32 @@ def make_weights(
         bias,
         peephole=peephole,
         projection=projection,
-        activations=codes if kernels_know_all else None,
+        activations=codes if kernels_know_activations else None,
         name=name,
     )
-    return weights if kernels_know_all else CustomWeights(weights, peephole, projection, found)
+    if kernels_know_activations and cell_norm is None and layer_norm is None:
+        return weights
+    _check_norm(name, "cell_norm", cell_norm, weights, weights.units)
+    _check_norm(name, "layer_norm", layer_norm, weights, kernel.shape[1])
+    return CustomWeights(
+        weights,
+        found,
+        bias=bias,
+        peephole=peephole,
+        projection=projection,
+        cell_norm=cell_norm,
+        layer_norm=layer_norm,
+    )
+
+
+def _check_norm(where: str, what: str, norm: Any, weights: Weights, columns: int) -> None:
+    if norm is None:
+        return
+    if not isinstance(norm, np.ndarray) or norm.dtype != weights.dtype:
+        got = norm.dtype if isinstance(norm, np.ndarray) else type(norm).__name__
+        raise TypeError(f"{where}: {what} must be an array of {weights.dtype} like the weights, got {got}")
+    if norm.shape != (2, columns):
+        raise ValueError(f"{where}: {what} must have shape (2, {columns}), got {norm.shape}")
 
 
 def lstm_cell(variant: str | None, peephole: bool, projection: bool = False) -> str:
@@ -479,10 +503,17 @@ VARIANTS = (None, "vanilla", "nig", "nfg", "nog", "niaf", "noaf", "cifg", "np")
 
 
 def _simple_rnn_weights(
-    cell: str, kernel: Array, recurrent_kernel: Array, bias: Array | None, activation: ActivationLike
+    cell: str,
+    kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array | None,
+    activation: ActivationLike,
+    layer_norm: Array | None,
 ) -> AnyWeights:
     chosen = ("sigmoid", activation, activation)
-    return make_weights(cell, kernel, recurrent_kernel, bias, chosen, f"functional.{cell}")
+    return make_weights(
+        cell, kernel, recurrent_kernel, bias, chosen, f"functional.{cell}", layer_norm=layer_norm
+    )
 
 
 def _lstm_weights(
@@ -494,13 +525,26 @@ def _lstm_weights(
     variant: str | None,
     peephole: Array | None,
     projection: Array | None,
+    cell_norm: Array | None,
+    layer_norm: Array | None,
 ) -> AnyWeights:
     try:
         cell = lstm_cell(variant, peephole is not None, projection is not None)
     except ValueError as error:
         raise ValueError(f"functional.lstm: {error}") from None
     chosen = lstm_activations(variant, activation, recurrent_activation)
-    return make_weights(cell, kernel, recurrent_kernel, bias, chosen, "functional.lstm", peephole, projection)
+    return make_weights(
+        cell,
+        kernel,
+        recurrent_kernel,
+        bias,
+        chosen,
+        "functional.lstm",
+        peephole,
+        projection,
+        cell_norm,
+        layer_norm,
+    )
 
 
 def _gru_weights(
@@ -510,10 +554,11 @@ def _gru_weights(
     activation: ActivationLike,
     recurrent_activation: ActivationLike,
     reset_after: bool,
+    layer_norm: Array | None,
 ) -> AnyWeights:
     cell = "gru" if reset_after else "gru_reset_before"
     chosen = (recurrent_activation, activation, activation)
-    return make_weights(cell, kernel, recurrent_kernel, bias, chosen, "functional.gru")
+    return make_weights(cell, kernel, recurrent_kernel, bias, chosen, "functional.gru", layer_norm=layer_norm)
 
 
 def _tape_of(function: str, tape: AnyTape) -> AnyTape:
@@ -537,6 +582,7 @@ def simple_rnn(
     bias: Array | None = None,
     *,
     activation: ActivationLike = "tanh",
+    layer_norm: Array | None = None,
     **options: Unpack[Options],
 ) -> Outputs:
     """Run a simple recurrent layer over a batch of sequences.
@@ -553,6 +599,8 @@ def simple_rnn(
         recurrent_kernel: U, [H, H].
         bias: b, [H]; None: no bias.
         activation: What `activations.get` takes.
+        layer_norm: Gains [2, H]: x W and h U are normalized over the units before b is added, each with its gain
+            (Ba et al., 2016); computed in NumPy. None: not.
         options: See `Options`. The states are [h].
 
     Returns:
@@ -568,7 +616,11 @@ def simple_rnn(
     >>> simple_rnn(x, kernel, recurrent_kernel, return_sequences=True).shape
     (8, 5, 16)
     """
-    return run(_simple_rnn_weights("simple_rnn", kernel, recurrent_kernel, bias, activation), x, **options)
+    return run(
+        _simple_rnn_weights("simple_rnn", kernel, recurrent_kernel, bias, activation, layer_norm),
+        x,
+        **options,
+    )
 
 
 def simple_rnn_forward(
@@ -578,6 +630,7 @@ def simple_rnn_forward(
     bias: Array | None = None,
     *,
     activation: ActivationLike = "tanh",
+    layer_norm: Array | None = None,
     **options: Unpack[Options],
 ) -> tuple[Outputs, AnyTape]:
     """Run `simple_rnn` and keep what its gradient needs: the arguments of `simple_rnn`, and a tape as second result.
@@ -589,7 +642,9 @@ def simple_rnn_forward(
     (8, 5, 3)
     """
     return run_forward(
-        _simple_rnn_weights("simple_rnn", kernel, recurrent_kernel, bias, activation), x, **options
+        _simple_rnn_weights("simple_rnn", kernel, recurrent_kernel, bias, activation, layer_norm),
+        x,
+        **options,
     )
 
 
@@ -621,6 +676,7 @@ def indrnn(
     bias: Array | None = None,
     *,
     activation: ActivationLike = "relu",
+    layer_norm: Array | None = None,
     **options: Unpack[Options],
 ) -> Outputs:
     """Run an independently recurrent layer, in which each unit sees its own past alone, over a batch of sequences.
@@ -637,6 +693,8 @@ def indrnn(
         recurrent_kernel: u, [H].
         bias: b, [H]; None: no bias.
         activation: What `activations.get` takes.
+        layer_norm: Gains [2, H]: x W and h U are normalized over the units before b is added, each with its gain
+            (Ba et al., 2016); computed in NumPy. None: not.
         options: See `Options`. The states are [h].
 
     Returns:
@@ -652,7 +710,9 @@ def indrnn(
     >>> indrnn(x, kernel, recurrent_kernel, return_sequences=True).shape
     (8, 5, 16)
     """
-    return run(_simple_rnn_weights("indrnn", kernel, recurrent_kernel, bias, activation), x, **options)
+    return run(
+        _simple_rnn_weights("indrnn", kernel, recurrent_kernel, bias, activation, layer_norm), x, **options
+    )
 
 
 def indrnn_forward(
@@ -662,6 +722,7 @@ def indrnn_forward(
     bias: Array | None = None,
     *,
     activation: ActivationLike = "relu",
+    layer_norm: Array | None = None,
     **options: Unpack[Options],
 ) -> tuple[Outputs, AnyTape]:
     """Run `indrnn` and keep what its gradient needs: the arguments of `indrnn`, and a tape as second result.
@@ -673,7 +734,7 @@ def indrnn_forward(
     (8, 5, 3)
     """
     return run_forward(
-        _simple_rnn_weights("indrnn", kernel, recurrent_kernel, bias, activation), x, **options
+        _simple_rnn_weights("indrnn", kernel, recurrent_kernel, bias, activation, layer_norm), x, **options
     )
 
 
@@ -709,6 +770,8 @@ def lstm(
     variant: str | None = None,
     peephole: Array | None = None,
     projection: Array | None = None,
+    cell_norm: Array | None = None,
+    layer_norm: Array | None = None,
     **options: Unpack[Options],
 ) -> Outputs:
     """Run an LSTM over a batch of sequences.
@@ -738,6 +801,9 @@ def lstm(
         peephole: p, a row [H] for each gate that there is, in the order i f o: [3, H]; None: no peepholes.
         projection: P, [H, R] with R <= H; None: none. With it recurrent_kernel is [R, 4H], and h, y and what the
             recurrent kernel multiplies are R wide.
+        cell_norm: Gain and bias [2, H] of the layer normalization of c on its way to h; computed in NumPy. None: not.
+        layer_norm: Gains [2, 4H]: x W and h U are normalized over all their columns before b is added, each with its
+            gain (Ba et al., 2016); computed in NumPy. None: not.
         options: See `Options`. The states are [h, c].
 
     Returns:
@@ -755,7 +821,16 @@ def lstm(
     """
     return run(
         _lstm_weights(
-            kernel, recurrent_kernel, bias, activation, recurrent_activation, variant, peephole, projection
+            kernel,
+            recurrent_kernel,
+            bias,
+            activation,
+            recurrent_activation,
+            variant,
+            peephole,
+            projection,
+            cell_norm,
+            layer_norm,
         ),
         x,
         **options,
@@ -773,6 +848,8 @@ def lstm_forward(
     variant: str | None = None,
     peephole: Array | None = None,
     projection: Array | None = None,
+    cell_norm: Array | None = None,
+    layer_norm: Array | None = None,
     **options: Unpack[Options],
 ) -> tuple[Outputs, AnyTape]:
     """Run `lstm` and keep what its gradient needs: the arguments of `lstm`, and a tape as second result.
@@ -785,7 +862,16 @@ def lstm_forward(
     """
     return run_forward(
         _lstm_weights(
-            kernel, recurrent_kernel, bias, activation, recurrent_activation, variant, peephole, projection
+            kernel,
+            recurrent_kernel,
+            bias,
+            activation,
+            recurrent_activation,
+            variant,
+            peephole,
+            projection,
+            cell_norm,
+            layer_norm,
         ),
         x,
         **options,
@@ -820,6 +906,7 @@ def gru(
     activation: ActivationLike = "tanh",
     recurrent_activation: ActivationLike = "sigmoid",
     reset_after: bool = True,
+    layer_norm: Array | None = None,
     **options: Unpack[Options],
 ) -> Outputs:
     """Run a GRU over a batch of sequences.
@@ -841,6 +928,9 @@ def gru(
         activation: Of the candidate; what `activations.get` takes.
         recurrent_activation: Of the gates.
         reset_after: Apply the reset gate after the recurrent product (as cuDNN and Keras do) or before it.
+        layer_norm: Gains [2, 3H]: x W and h U are normalized over all their columns before b is added, each with its
+            gain, without reset_after those of z and r apart from those of n (Ba et al., 2016); computed in NumPy.
+            None: not.
         options: See `Options`. The states are [h].
 
     Returns:
@@ -857,7 +947,9 @@ def gru(
     (8, 5, 16)
     """
     return run(
-        _gru_weights(kernel, recurrent_kernel, bias, activation, recurrent_activation, reset_after),
+        _gru_weights(
+            kernel, recurrent_kernel, bias, activation, recurrent_activation, reset_after, layer_norm
+        ),
         x,
         **options,
     )
@@ -872,6 +964,7 @@ def gru_forward(
     activation: ActivationLike = "tanh",
     recurrent_activation: ActivationLike = "sigmoid",
     reset_after: bool = True,
+    layer_norm: Array | None = None,
     **options: Unpack[Options],
 ) -> tuple[Outputs, AnyTape]:
     """Run `gru` and keep what its gradient needs: the arguments of `gru`, and a tape as second result.
@@ -883,7 +976,9 @@ def gru_forward(
     (8, 5, 3)
     """
     return run_forward(
-        _gru_weights(kernel, recurrent_kernel, bias, activation, recurrent_activation, reset_after),
+        _gru_weights(
+            kernel, recurrent_kernel, bias, activation, recurrent_activation, reset_after, layer_norm
+        ),
         x,
         **options,
     )

@@ -116,7 +116,7 @@ def _of_all(dy: Any, tape: Any, what: Callable[[Array], Any]) -> Array | dict[st
 
 def _of_one(dy: Any, tape: Any, what: Callable[[Array], Any]) -> Array:
     core = _core(tape)
-    nothing = np.zeros((len(core.x), 0, core.weights.units), core.weights.dtype)
+    nothing = np.zeros((len(core.x), 0, core.weights.outputs), core.weights.dtype)
     result: Array = np.empty((*core.x.shape[:2], *what(nothing).shape[2:]), core.weights.dtype)
 
     def take(t: int, dh: Array) -> None:
@@ -142,7 +142,7 @@ def _core(tape: Any) -> checkpoint.Tape:
 def _go_back(dy: Any, tape: Tape, take: Callable[[int, Array], None]) -> None:
     """Calls take(t, dL/dh_t) for every step, the last one first."""
     core = _core(tape)
-    zeros = np.zeros((len(core.x), core.weights.units), core.weights.dtype)
+    zeros = np.zeros((len(core.x), core.weights.outputs), core.weights.dtype)
 
     def watch(segment: checkpoint.Segment) -> None:
         t, dy_t, (dh, *_) = segment

@@ -46,7 +46,14 @@ __all__ = ["GRU", "LSTM", "IndRNN", "SimpleRNN"]
 StatesLike = Sequence[ArrayLike | None] | ArrayLike  # one per state, or the one state there is
 Outputs = Array | Any  # y, or with return_state the tuple (y, h) or for LSTM (y, h, c)
 PartialShape = tuple[int | None, ...]
-BEYOND_KERAS = ("variant", "peephole", "embedding")  # arguments that a config has only if they are given
+BEYOND_KERAS = (  # arguments that a config has only if they are given
+    "variant",
+    "peephole",
+    "proj_size",
+    "layer_norm",
+    "zoneout",
+    "embedding",
+)
 DROPOUT_STREAM = (
     1 << 16
 )  # which of a seed's random streams dropout draws from; those of the weights are the first
@@ -144,6 +151,8 @@ class _Recurrent(KeepsStates):
     go_backwards: bool
     unroll: bool
     seed: int | None
+    layer_norm: bool
+    zoneout: float
     embedding: tuple[int, int] | None
     zero_output_for_mask: bool
     trainable: bool
@@ -168,7 +177,7 @@ class _Recurrent(KeepsStates):
             self._table = self._floating(self.embedding, "embedding")
             self.__dict__["embedding"] = self.embedding.shape
         self._entropy = np.random.SeedSequence(self.seed).entropy
-        self._drops = bool(self.dropout or self.recurrent_dropout)
+        self._drops = bool(self.dropout or self.recurrent_dropout or self.zoneout)
         self._has_regularizers = any(
             name.endswith("_regularizer") and getattr(self, name) is not None for name in self._arguments
         )
@@ -373,7 +382,17 @@ class _Recurrent(KeepsStates):
         if isinstance(packed, Embedded):
             packed, embedding = packed
             x_t = self._rows(x_t, embedding)
-        return functional.run_step(packed, x_t, states, out)
+        if not self.zoneout or x_t.ndim != 2:
+            return functional.run_step(packed, x_t, states, out)
+        mixed: Any = functional.run(
+            packed, x_t[:, None], initial_state=states, return_state=True, **self._masks(x_t[:, None], False)
+        )
+        if out is None:
+            return mixed[1], list(mixed[1:])
+        h, written = functional.run_step(packed, x_t, states, out)  # refuses what can't be written to
+        for to, state in zip(written, mixed[1:], strict=True):
+            to[...] = state
+        return h, written
 
     def _masked_step(
         self, x_t: ArrayLike, states: StatesLike | None, training: bool | None, masks: dict[str, Array]
@@ -388,7 +407,7 @@ class _Recurrent(KeepsStates):
         if states is not None:
             states = self._prepare_states(states, "states", ".step")
         if not needed <= masks.keys():
-            masks.update(self._dropout_masks(x) | masks)
+            masks.update(self._masks(x, True) | masks)
         options: dict[str, Any] = {"return_state": True, **masks}
         assert not isinstance(packed, Embedded)  # which cells don't have
         _, *new = functional.run(packed, x[:, None], initial_state=states, **options)
@@ -434,7 +453,7 @@ class _Recurrent(KeepsStates):
                 f"for, got {features}; make a new layer for other inputs"
             )
         if self.stateful and batch is not None and self._kept is None:
-            self._keep([np.zeros((batch, self.units), self._numpy_dtype)] * self._states)
+            self._keep([np.zeros((batch, width), self._numpy_dtype) for width in self._widths])
 
     @property
     def built(self) -> bool:
@@ -561,8 +580,9 @@ class _Recurrent(KeepsStates):
             The shape of y; with return_state a tuple of the shapes of y and of each state.
         """
         batch, time, _ = input_shape if self.embedding is None else (*input_shape, None)
-        y: PartialShape = (batch, time, self.units) if self.return_sequences else (batch, self.units)
-        return (y, *[(batch, self.units)] * self._states) if self.return_state else y
+        outputs = self._widths[0]
+        y: PartialShape = (batch, time, outputs) if self.return_sequences else (batch, outputs)
+        return (y, *[(batch, width) for width in self._widths]) if self.return_state else y
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as a JSON-able dict, for `from_config` here or of Keras' layer.
@@ -605,6 +625,11 @@ class _Recurrent(KeepsStates):
 
     # ---- inside
 
+    @property
+    def _widths(self) -> list[int]:
+        """How wide the outputs, which are the first state, and the other states are."""
+        return [self.units] * self._states
+
     def _bias_shape(self) -> Shape:
         return (self._gates * self.units,)
 
@@ -614,22 +639,29 @@ class _Recurrent(KeepsStates):
     def _shapes(self, features: int) -> dict[str, Shape]:
         """The names and shapes of the weights, in Keras' order."""
         columns = self._gates * self.units
-        shapes: dict[str, Shape] = {"kernel": (features, columns), "recurrent_kernel": (self.units, columns)}
+        shapes: dict[str, Shape] = {
+            "kernel": (features, columns),
+            "recurrent_kernel": (self._widths[0], columns),
+        }
         if self.use_bias:
             shapes["bias"] = self._bias_shape()
         return shapes
 
     def _weight_shapes(self, features: int) -> dict[str, Shape]:
-        """`_shapes`, and that of the embedding."""
+        """`_shapes`, and those that come after all others."""
         shapes = self._shapes(features)
-        return shapes if self.embedding is None else shapes | {"embedding": self.embedding}
+        if self.layer_norm:
+            shapes["layer_norm"] = (2, self._gates * self.units)
+        if self.embedding is not None:
+            shapes["embedding"] = self.embedding
+        return shapes
 
     def _make_weights(self, features: int) -> functional.AnyWeights | Embedded:
         """Draws the weights, each from a stream of its own: the size of one has no say in another.
 
         Of several threads that come here at once, the first to finish makes the weights of all.
         """
-        streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self._entropy).spawn(4)]
+        streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self._entropy).spawn(5)]
         shapes = self._weight_shapes(features)
         for name, shape in shapes.items():
             if math.prod(shape) > sys.maxsize // self._numpy_dtype.itemsize:
@@ -645,6 +677,12 @@ class _Recurrent(KeepsStates):
             arrays.append(self._initial_bias(streams[2]))
         if "peephole" in shapes:
             arrays.append(np.zeros(shapes["peephole"], self.dtype))
+        if "projection" in shapes:
+            arrays.append(self._draw("kernel_initializer", shapes["projection"], streams[4]))
+        if "cell_norm" in shapes:
+            arrays.append(np.stack([np.ones(self.units, self.dtype), np.zeros(self.units, self.dtype)]))
+        if "layer_norm" in shapes:
+            arrays.append(np.ones(shapes["layer_norm"], self.dtype))
         if self.embedding is not None:
             table = self._table
             if table is None:
@@ -762,6 +800,9 @@ class _Recurrent(KeepsStates):
             self._activations(),
             self._where,
             named.get("peephole"),
+            named.get("projection"),
+            named.get("cell_norm"),
+            named.get("layer_norm"),
         )
         return Embedded(packed, named["embedding"]) if "embedding" in named else packed
 
@@ -860,15 +901,23 @@ class _Recurrent(KeepsStates):
             options["lengths"] = lengths
         if options and self.zero_output_for_mask:
             options["zero_output_for_mask"] = True
-        return options | self._dropout_masks(x) if training and self._drops else options
+        if self._drops:
+            options |= self._masks(x, bool(training))
+        return options
 
-    def _dropout_masks(self, x: Array) -> dict[str, Array]:
-        """The masks of one call's dropout, as Keras draws them: the same at every step.
+    def _masks(self, x: Array, training: bool) -> dict[str, Any]:
+        """The masks of one call: those of dropout as Keras draws them, the same at every step, and those of zoneout.
 
-        With recurrent_dropout each gate has masks of its own, of x too; without it all share one.
+        With recurrent_dropout each gate has masks of its own, of x too; without it all share one. Without training there
+        is only zoneout, with its rate for a mask.
         """
         if x.ndim < 2:
             return {}  # what the core refuses
+        if not training:
+            if not self.zoneout:
+                return {}
+            rows = [np.full(width, self.zoneout, self._numpy_dtype) for width in self._widths]
+            return {"zoneout_mask": [np.broadcast_to(row, (*x.shape[:2], len(row))) for row in rows]}
         self._calls += 1
         rng = np.random.default_rng(
             np.random.SeedSequence(self._entropy, spawn_key=(DROPOUT_STREAM, self._calls))
@@ -878,12 +927,18 @@ class _Recurrent(KeepsStates):
             mask: Array = (rng.random(shape, np.float32) >= rate) * self._numpy_dtype.type(1 / (1 - rate))
             return mask
 
-        masks, per_gate = {}, (self._gates,) if self.recurrent_dropout else ()
+        masks: dict[str, Any] = {}
+        per_gate = (self._gates,) if self.recurrent_dropout else ()
         if self.dropout:
             features = x.shape[-1] if self.embedding is None else self.embedding[1]
             masks["dropout_mask"] = draw(self.dropout, len(x), *per_gate, features)
         if self.recurrent_dropout:
-            masks["recurrent_dropout_mask"] = draw(self.recurrent_dropout, len(x), *per_gate, self.units)
+            masks["recurrent_dropout_mask"] = draw(self.recurrent_dropout, len(x), *per_gate, self._widths[0])
+        if self.zoneout:
+            masks["zoneout_mask"] = [
+                (rng.random((*x.shape[:2], width), np.float32) < self.zoneout).astype(self._numpy_dtype)
+                for width in self._widths
+            ]
         return masks
 
 
@@ -920,6 +975,10 @@ class SimpleRNN(_Recurrent):
         dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
             every step; the others are divided by 1 - dropout.
         recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
+        layer_norm: normalize x W and h_{t-1} U over all their columns, each with a gain, before b is added (Ba, Kiros and
+            Hinton, 2016). Computed in NumPy: much slower.
+        zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training; otherwise
+            the states are mixed in that proportion (Krueger et al., 2016).
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
         embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
             as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
@@ -967,6 +1026,8 @@ class SimpleRNN(_Recurrent):
         unroll: bool = False,
         seed: int | None = None,
         *,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
         embedding: ArrayLike | tuple[int, int] | None = None,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
@@ -1011,6 +1072,10 @@ class IndRNN(_Recurrent):
         dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
             every step; the others are divided by 1 - dropout.
         recurrent_dropout: the same for h_{t-1} in its product with u; each gate then leaves out others, of x too.
+        layer_norm: normalize x W and h_{t-1} U over all their columns, each with a gain, before b is added (Ba, Kiros and
+            Hinton, 2016). Computed in NumPy: much slower.
+        zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training; otherwise
+            the states are mixed in that proportion (Krueger et al., 2016).
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
         embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
             as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
@@ -1058,6 +1123,8 @@ class IndRNN(_Recurrent):
         unroll: bool = False,
         seed: int | None = None,
         *,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
         embedding: ArrayLike | tuple[int, int] | None = None,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
@@ -1122,6 +1189,12 @@ class LSTM(_Recurrent):
         dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
             every step; the others are divided by 1 - dropout.
         recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
+        proj_size: R from 1 to H: h_t = (o * tanh(c_t)) P is R wide (Sak, Senior and Beaufays, 2014; as in
+            torch.nn.LSTM). None: no projection.
+        layer_norm: normalize x W and h_{t-1} U over all their columns, each with a gain, before b is added, and c_t on
+            its way to h_t, with gain and bias (Ba, Kiros and Hinton, 2016). Computed in NumPy: much slower.
+        zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training, for h and
+            c apart; otherwise the states are mixed in that proportion (Krueger et al., 2016).
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
         embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
             as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
@@ -1130,7 +1203,8 @@ class LSTM(_Recurrent):
 
     Weights: kernel W [I, 4*H], recurrent_kernel U [H, 4*H], bias b [4*H]; gates in the order i, f, g, o; with
     peepholes peephole p [3, H] in the order i, f, o, zeros at first. A gate that a variant hasn't has no columns and
-    no row.
+    no row. With proj_size U is [R, 4*H], and projection P [H, R] comes next. With layer_norm cell_norm [2, H] and
+    layer_norm [2, 4*H] come last but for the embedding.
 
     Raises:
         TypeError, ValueError: an argument isn't what is said here.
@@ -1153,6 +1227,7 @@ class LSTM(_Recurrent):
     unit_forget_bias: bool
     variant: str | None
     peephole: bool | None
+    proj_size: int | None
     use_cudnn: Literal["auto", False]
 
     def __init__(
@@ -1184,6 +1259,9 @@ class LSTM(_Recurrent):
         *,
         variant: str | None = None,
         peephole: bool | None = None,
+        proj_size: int | None = None,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
         embedding: ArrayLike | tuple[int, int] | None = None,
         zero_output_for_mask: bool = False,
         trainable: bool = True,
@@ -1193,9 +1271,13 @@ class LSTM(_Recurrent):
         super().__init__(locals())
         self._has_peepholes = variant not in (None, "np") if self.peephole is None else self.peephole
         try:
-            self._cell = functional.lstm_cell(variant, self._has_peepholes)
+            self._cell = functional.lstm_cell(variant, self._has_peepholes, self.proj_size is not None)
         except ValueError as error:
             raise ValueError(f"{self._where}: {error}") from None
+        if self.proj_size is not None and self.proj_size > self.units:
+            raise ValueError(
+                f"{self._where}: proj_size must be at most units, {self.units}, got {self.proj_size}; make it smaller"
+            )
         missing = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}.get(variant or "", "")
         self._gate_names = [name for name in "ifgo" if name != missing]
         self._gates = len(self._gate_names)
@@ -1203,10 +1285,18 @@ class LSTM(_Recurrent):
     def _activations(self) -> tuple[ActivationLike, ActivationLike, ActivationLike]:
         return functional.lstm_activations(self.variant, self.activation, self.recurrent_activation)
 
+    @property
+    def _widths(self) -> list[int]:
+        return [self.proj_size or self.units, self.units]
+
     def _shapes(self, features: int) -> dict[str, Shape]:
         shapes = super()._shapes(features)
         if self._has_peepholes:
             shapes["peephole"] = (len(set(self._gate_names) - {"g"}), self.units)
+        if self.proj_size is not None:
+            shapes["projection"] = (self.units, self.proj_size)
+        if self.layer_norm:
+            shapes["cell_norm"] = (2, self.units)
         return shapes
 
     def _initial_bias(self, rng: np.random.Generator) -> Array:
@@ -1259,6 +1349,10 @@ class GRU(_Recurrent):
         dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
             every step; the others are divided by 1 - dropout.
         recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
+        layer_norm: normalize x W and h_{t-1} U over all their columns, each with a gain, before b is added (Ba, Kiros and
+            Hinton, 2016). Computed in NumPy: much slower.
+        zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training; otherwise
+            the states are mixed in that proportion (Krueger et al., 2016).
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
         embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
             as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
@@ -1314,6 +1408,8 @@ class GRU(_Recurrent):
         reset_after: bool = True,
         use_cudnn: Literal["auto", False] = "auto",
         *,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
         embedding: ArrayLike | tuple[int, int] | None = None,
         zero_output_for_mask: bool = False,
         trainable: bool = True,

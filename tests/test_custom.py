@@ -30,15 +30,16 @@ layers = pytest.mark.parametrize("layer_class", LAYERS.values(), ids=LAYERS)
 def problem(name, dtype, seed=0):
     """The functions of a case, x and weights, and all options."""
     case, rng = CASES[name], np.random.default_rng(seed)
-    x, weights, peephole, states = random_problem(case, 4, 6, 3, 5, dtype, seed)
+    x, weights, others, states = random_problem(case, 4, 6, 3, 5, dtype, seed)
     options = {
         "initial_state": states,
         "mask": random_mask("holes", 4, 6, rng),
         "dropout_mask": factors((4, case.gates, 3), rng, dtype),
-        "recurrent_dropout_mask": factors((4, case.gates, 5), rng, dtype),
+        "recurrent_dropout_mask": factors((4, case.gates, states[0].shape[1]), rng, dtype),
+        "zoneout_mask": [factors((4, 6, s.shape[1]), rng, dtype) * 0.5 for s in states],
         "go_backwards": True,
     }
-    return case.functions, x, weights, case.settings | peephole, options
+    return case.functions, x, weights, case.settings | others, options
 
 
 @cases
@@ -73,8 +74,8 @@ def test_gradients_equal_finite_differences(name):
     chosen = {"activation": SINE}
     if name.startswith(("lstm", "gru")):
         chosen["recurrent_activation"] = CustomActivation(lambda a: np.sin(a) / 2, lambda a: np.cos(a) / 2)
-    peephole = settings.get("peephole")
-    arrays = [x, *weights, *([] if peephole is None else [peephole]), *options["initial_state"]]
+    others = [settings[name] for name in ("peephole", "projection") if name in settings]
+    arrays = [x, *weights, *others, *options["initial_state"]]
     (y, *_), tape = forward(x, *weights, **settings, **chosen, **options, return_state=True)
     dy = random_gradients(y)
     gradients = backward([dy, *[None] * len(options["initial_state"])], tape)
