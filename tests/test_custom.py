@@ -73,8 +73,8 @@ def test_gradients_equal_finite_differences(name):
     chosen = {"activation": SINE}
     if name.startswith(("lstm", "gru")):
         chosen["recurrent_activation"] = CustomActivation(lambda a: np.sin(a) / 2, lambda a: np.cos(a) / 2)
-    peephole = settings.get("peephole")
-    arrays = [x, *weights, *([] if peephole is None else [peephole]), *options["initial_state"]]
+    own = [settings[name] for name in ("peephole", "projection") if settings.get(name) is not None]
+    arrays = [x, *weights, *own, *options["initial_state"]]
     (y, *_), tape = forward(x, *weights, **settings, **chosen, **options, return_state=True)
     dy = random_gradients(y)
     gradients = backward([dy, *[None] * len(options["initial_state"])], tape)
