@@ -46,14 +46,14 @@ __all__ = ["GRU", "LSTM", "IndRNN", "SimpleRNN"]
 StatesLike = Sequence[ArrayLike | None] | ArrayLike  # one per state, or the one state there is
 Outputs = Array | Any  # y, or with return_state the tuple (y, h) or for LSTM (y, h, c)
 PartialShape = tuple[int | None, ...]
-BEYOND_KERAS = (  # arguments that a config has only if they are given
-    "variant",
-    "peephole",
-    "proj_size",
-    "layer_norm",
-    "zoneout",
-    "embedding",
-)
+BEYOND_KERAS = {  # arguments that a config has only if they are not these
+    "variant": None,
+    "peephole": None,
+    "proj_size": None,
+    "layer_norm": False,
+    "zoneout": 0.0,
+    "embedding": None,
+}
 DROPOUT_STREAM = (
     1 << 16
 )  # which of a seed's random streams dropout draws from; those of the weights are the first
@@ -592,7 +592,9 @@ class _Recurrent(KeepsStates):
         """
         config = {name: to_config(name, getattr(self, name)) for name in self._arguments}
         return {
-            name: value for name, value in config.items() if name not in BEYOND_KERAS or value is not None
+            name: value
+            for name, value in config.items()
+            if name not in BEYOND_KERAS or value != BEYOND_KERAS[name]
         }
 
     @classmethod

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastrnn.arguments import CHECKS, LayerDType, floating
+from fastrnn.arguments import CHECKS, LayerDType, floating, ids, plain
 from fastrnn.cells import RNN, HasWeightsOfMembers, _Fused, config_of, from_config_of
-from fastrnn.functional import Array, Gradients, mask_of
+from fastrnn.functional import Array, Gradients, embedding_gradient, mask_of, require_rows
 from fastrnn.layers import _Recurrent
 from fastrnn.runtime import at_once
 from fastrnn.states import KeepsStates
@@ -91,12 +91,15 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
     layer runs to its end in a thread of its own, whose result nobody sees.
 
     Args:
-        layer: SimpleRNN, IndRNN, LSTM, GRU or RNN; `forward_layer` is a new one of its arguments, without its weights.
+        layer: SimpleRNN, IndRNN, LSTM, GRU or RNN; `forward_layer` is a new one of its arguments, without its weights but
+            for an embedding.
         merge_mode: "concat", "sum", "mul", "ave", or None: both outputs are returned.
         weights: arrays in the order of `weights`, which the layer is built with.
         backward_layer: the layer for the other direction, used itself: with the other go_backwards, and the same
             stateful, return_sequences and return_state. None: a new one of the arguments of `layer`, but for
             go_backwards=True, and for `seed`, of which another is made, so that its weights and dropout are others.
+            If `layer` has an embedding, both read it: it is the last weight of the forward layer, whose gradient counts
+            both, and this layer has none.
         trainable: if False, both layers are made so.
         dtype: that of both layers, which is the default.
         name: a str without "/".
@@ -140,12 +143,11 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
                     f"{where}: {argument} must be a SimpleRNN, IndRNN, LSTM, GRU or RNN of fastrnn, got "
                     f"{reprlib.repr(given)}; write for example {where}(fastrnn.LSTM(64))"
                 )
-            if getattr(given, "embedding", None) is not None:
-                raise ValueError(
-                    f"{where}: {argument} must have no embedding, of which each direction would make one of its own, got "
-                    f"{given!r}; pass rows, embedding[ids], as x: functional.embedding_gradient(ids, grads.x, rows) is the "
-                    "gradient of the embedding"
-                )
+        if getattr(backward_layer, "embedding", None) is not None:
+            raise ValueError(
+                f"{where}: backward_layer must have no embedding, as both read that of layer, got {backward_layer!r}; "
+                "give it to layer alone"
+            )
         if merge_mode not in MERGE_MODES:
             raise ValueError(
                 f"{where}: merge_mode must be one of {list(MERGE_MODES)}, got {reprlib.repr(merge_mode)}; "
@@ -154,7 +156,11 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         forward = _anew(layer, name=f"forward_{layer.name.removeprefix('forward_')}")
         if backward_layer is None:
             backward = _anew(
-                layer, name=f"backward_{layer.name.removeprefix('backward_')}", go_backwards=True, other=True
+                layer,
+                other=True,
+                name=f"backward_{layer.name.removeprefix('backward_')}",
+                go_backwards=True,
+                **({} if isinstance(layer, RNN) else {"embedding": None}),
             )
         else:
             backward = backward_layer
@@ -216,7 +222,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         """Runs both layers over whole sequences.
 
         Args:
-            x: floating array [B, T, I]; a width other than `dtype` is converted.
+            x: floating array [B, T, I]; a width other than `dtype` is converted. With an embedding integers [B, T].
             initial_state: None (zeros), or a list: the states of the forward layer, then those of the backward layer,
                 in the form in which return_state returns them.
             mask: bool array [B, T], True where there is a step; None: everywhere.
@@ -292,6 +298,9 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
                 )
             ),
         )
+        if self._embeds:
+            read, mask, rows = tape._tapes[0]._ids
+            first.weights[-1] += embedding_gradient(read, second.x, rows, mask)
         return Gradients(
             np.add(first.x, second.x, out=first.x),
             [*first.weights, *second.weights],
@@ -308,24 +317,25 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         tapes: list[BidirectionalTape] | None,
         checkpoint: int | bool = False,
     ) -> Any:
-        x = floating(self._where, "x", x, self.dtype)
-        if x.ndim > 2:  # less the layers refuse
+        x = ids(self._where, "x", x) if self._embeds else floating(self._where, "x", x, self.dtype)
+        if x.ndim == (2 if self._embeds else 3):  # others the layers refuse
             if lengths is not None:
                 mask, lengths = mask_of(self._where, lengths, mask, x), None
             if not self.built or self._weights_given is not None:
                 self.build(x.shape)
-        together = self._worth_both_at_once(x)
+        inputs = [x, self._rows(x, mask) if self._embeds else x]
+        together = self._worth_both_at_once(inputs[1])
         kept = [layer._kept for layer in self._members]
         try:
             results: list[Any] = list(
                 at_once_if(
                     together,
                     *(
-                        partial(layer, x, states, mask, training)
+                        partial(layer, given, states, mask, training)
                         if tapes is None
-                        else partial(layer.forward, x, states, mask, training, checkpoint=checkpoint)
-                        for layer, states in zip(
-                            self._members, self._split_states(initial_state), strict=True
+                        else partial(layer.forward, given, states, mask, training, checkpoint=checkpoint)
+                        for layer, given, states in zip(
+                            self._members, inputs, self._split_states(initial_state), strict=True
                         )
                     ),
                 )
@@ -350,6 +360,29 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
             shapes = [y.shape for y in merged]
             tapes.append(BidirectionalTape(self, layer_tapes, outputs, shapes, together))
         return (*merged, *final) if len(merged) + len(final) > 1 else merged[0]
+
+    @property
+    def _embeds(self) -> bool:
+        """Whether x is ids."""
+        return getattr(self.forward_layer, "embedding", None) is not None
+
+    def _rows(self, x: Array, mask: Any) -> Array:
+        """What the backward layer reads [B, T, I]: the rows of the embedding, zeros at masked steps."""
+        if x.ndim != 2:
+            return x  # which the forward layer refuses
+        embedding: Array = self.forward_layer.weights[-1]
+        real = np.ones(x.shape, bool) if mask is None else plain(self._where, "mask", mask)
+        if real.dtype != bool or real.shape != x.shape:
+            real = np.zeros(x.shape, bool)  # a mask that the forward layer refuses
+        require_rows(self._where, "x", x[real], len(embedding))
+        rows = np.zeros((*x.shape, embedding.shape[1]), embedding.dtype)
+        rows[real] = embedding[x[real]]
+        return rows
+
+    def _shapes(self, input_shape: Sequence[int | None]) -> list[Any]:
+        """The shapes of what each layer reads."""
+        rows = (*input_shape, self.forward_layer.embedding[1]) if self._embeds else input_shape
+        return [input_shape, rows]
 
     def _merge(self, outputs: list[Array], in_place: bool) -> list[Array]:
         """The outputs that the layer returns; `in_place`: that of the forward layer is nobody else's."""
@@ -483,10 +516,10 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         """Makes the weights of both layers, as the first call does by itself.
 
         Args:
-            input_shape: (batch, time, features); only features is read.
+            input_shape: (batch, time, features), with an embedding (batch, time); only features is read.
         """
-        for layer in self._members:
-            layer.build(input_shape)
+        for layer, shape in zip(self._members, self._shapes(input_shape), strict=True):
+            layer.build(shape)
         if self._weights_given is not None:
             self.set_weights(self._weights_given)
             self._weights_given = None
@@ -497,15 +530,15 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
         """The shape of what a call returns.
 
         Args:
-            input_shape: (batch, time, features), with None for what isn't known.
+            input_shape: (batch, time, features), with an embedding (batch, time); None for what isn't known.
 
         Returns:
             The shape of y; where a call returns a tuple, a tuple of shapes.
         """
         shapes: list[Any] = []
         states: list[Any] = []
-        for layer in self._members:
-            shape = layer.compute_output_shape(input_shape)
+        for layer, given in zip(self._members, self._shapes(input_shape), strict=True):
+            shape = layer.compute_output_shape(given)
             y, *rest = shape if self.return_state else (shape,)
             shapes.append(y)
             states += rest
@@ -566,7 +599,7 @@ def at_once_if(together: bool, first: Any, second: Any) -> tuple[Any, Any]:
 
 def _units(layer: Any) -> int:
     """The number of its outputs."""
-    shape = layer.compute_output_shape((None, None, None))
+    shape = layer.compute_output_shape((None,) * (3 if getattr(layer, "embedding", None) is None else 2))
     return int((shape[0] if layer.return_state else shape)[-1])
 
 
@@ -583,7 +616,10 @@ def _in_kernels(layer: Any) -> bool:
 
 
 def _anew(layer: Any, other: bool = False, **changes: Any) -> Any:
-    """A new layer of the same arguments but for `changes`, without weights; `other`: and with other seeds."""
+    """A new layer of the same arguments but for `changes`, with the embedding alone of its weights.
+
+    `other`: and with other seeds.
+    """
     custom: dict[str, Any] = {}
     if isinstance(layer, RNN):
         config = layer.get_config()
@@ -592,6 +628,9 @@ def _anew(layer: Any, other: bool = False, **changes: Any) -> Any:
         config = {argument: getattr(layer, argument) for argument in layer._arguments}
     else:
         config = layer.get_config()
+    if getattr(layer, "embedding", None) is not None:
+        table = layer.weights[-1] if layer.built else layer._table
+        config["embedding"] = layer.embedding if table is None else table
     return type(layer).from_config((_with_other_seeds(config) if other else config) | changes, **custom)
 
 

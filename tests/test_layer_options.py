@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ from test_layers import (
 )
 
 from fastrnn import activations, functional, reference
-from fastrnn.layers import LSTM, SimpleRNN
+from fastrnn.layers import GRU, LSTM, IndRNN, SimpleRNN
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -55,7 +56,7 @@ def compare_with_keras(ours, x, mask=None, states=None, masks=None, rtol=1e-12, 
             pytest.skip("takes the gradient with PyTorch")
         theirs = keras_layer(cell, ours.get_weights(), **rates, **options)
         if masks is not None:
-            patch.setitem(vars(ours), "_dropout_masks", lambda x: masks)
+            patch.setitem(vars(ours), "_masks", lambda x, training: masks)
             for name in ("dropout_mask", "recurrent_dropout_mask"):
                 mask_of_cell = for_keras_cell(keras, masks.get(name))
                 patch.setattr(theirs.cell, f"get_{name}", lambda step_input, mask=mask_of_cell: mask)
@@ -210,7 +211,7 @@ def test_outputs_and_gradients_with_dropout_are_those_of_keras_with_the_same_mas
     options = dict(return_sequences=return_sequences, return_state=True)
     ours = build(cell, problem.weights, dropout=dropout, recurrent_dropout=recurrent_dropout, **options)
     mask = None if kind == "none" else mask_of_kind(kind)
-    masks = ours._dropout_masks(problem.x)
+    masks = ours._masks(problem.x, True)
     compare_with_keras(ours, problem.x, mask, problem.initial_state, masks, **options)
 
 
@@ -219,7 +220,7 @@ def test_outputs_and_gradients_with_dropout_are_those_of_keras_with_the_same_mas
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_masks_are_zero_at_the_rate_and_inverse_elsewhere(cell, dropout, recurrent_dropout, dtype):
     layer = LAYERS[cell](200, dropout=dropout, recurrent_dropout=recurrent_dropout, dtype=dtype, seed=1)
-    masks = layer._dropout_masks(np.zeros((300, T, 100), dtype))
+    masks = layer._masks(np.zeros((300, T, 100), dtype), True)
     gates = (GATES[cell],) if recurrent_dropout else ()
     expected = {"dropout_mask": (dropout, 100), "recurrent_dropout_mask": (recurrent_dropout, 200)}
     assert masks.keys() == {name for name, (rate, _) in expected.items() if rate}
@@ -311,7 +312,7 @@ def test_copies_go_on_with_the_draws_where_the_original_is(duplicate, dropout, r
 
 def test_the_tape_of_a_call_keeps_its_masks():
     layer, x = built("gru", dropout=0.5, recurrent_dropout=0.5)
-    masks = layer._dropout_masks(x)
+    masks = layer._masks(x, True)
     layer._calls -= 1
     y, tape = layer.forward(x)
     layer.forward(x)
@@ -400,8 +401,8 @@ def test_variants_are_those_of_the_reference(variant, peephole, use_bias, plain)
     rng = np.random.default_rng(1)
     x, states = rng.standard_normal((B, T, INPUTS)), [rng.standard_normal((B, H)) for _ in range(2)]
     mask = None if plain else mask_of_kind("holes")
-    masks = {} if plain else layer._dropout_masks(x)
-    layer._dropout_masks = lambda x: masks
+    masks = {} if plain else layer._masks(x, True)
+    layer._masks = lambda x, training: masks
     weights = layer.get_weights()
     bias = weights[2] if use_bias else None
     has_peepholes = len(weights) > 2 + use_bias
@@ -646,3 +647,113 @@ def test_ids_that_are_refused_are_refused_by_a_built_layer_too():
             with pytest.raises((TypeError, ValueError), match=r"^LSTM\.step: x_t must "):
                 layer.step(wrong if wrong.ndim > 1 else wrong.astype("float32"))
     assert layer.states is None
+
+
+# ---- Projection, layer normalization, zoneout
+
+
+def extended(layer_class, dtype, **options):
+    """A built layer whose weights are all random, and the arguments of the reference for them."""
+    layer = layer_class(5, dtype=dtype, return_sequences=True, return_state=True, seed=1, **options)
+    layer.build((None, None, 3))
+    rng = np.random.default_rng(2)
+    shapes = layer._weight_shapes(3)
+    layer.set_weights([0.5 * rng.standard_normal(shape) for shape in shapes.values()])
+    kernel, recurrent_kernel, bias, *others = layer.get_weights()
+    named = dict(zip(list(shapes)[3:], others, strict=True))
+    forward = {
+        SimpleRNN: reference.simple_rnn_forward,
+        IndRNN: reference.indrnn_forward,
+        LSTM: reference.lstm_forward,
+        GRU: reference.gru_forward,
+    }[layer_class]
+    if layer_class is IndRNN:
+        named["activation"] = "relu"
+    return layer, partial(forward, kernel=kernel, recurrent_kernel=recurrent_kernel, bias=bias, **named)
+
+
+EXTENDED = [
+    *((layer_class, {"zoneout": 0.3}) for layer_class in (SimpleRNN, IndRNN, LSTM, GRU)),
+    *((layer_class, {"layer_norm": True}) for layer_class in (SimpleRNN, LSTM, GRU)),
+    (LSTM, {"proj_size": 2}),
+    (LSTM, {"proj_size": 5, "variant": "vanilla", "layer_norm": True, "zoneout": 0.2}),
+]
+
+
+@pytest.mark.parametrize(("layer_class", "options"), EXTENDED)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("checkpoint", [False, 2])
+def test_projections_normalization_and_zoneout_are_those_of_the_reference(
+    layer_class, options, dtype, training, checkpoint
+):
+    layer, forward = extended(layer_class, dtype, **options)
+    x = np.random.default_rng(3).standard_normal((4, 7, 3)).astype(dtype)
+    lengths = np.array([7, 3, 0, 5])
+    mask = np.arange(7) < lengths[:, None]
+    layer._calls = 0
+    masks = layer._masks(x, training) if "zoneout" in options else {}
+    layer._calls = 0
+    outputs, tape = layer.forward(x, lengths=lengths, training=training, checkpoint=checkpoint)
+    expected, expected_tape = forward(x, mask=mask, return_sequences=True, return_state=True, **masks)
+    rtol = 1e-11 if dtype == "float64" else 2e-5
+    assert_close(outputs, expected, rtol)
+    assert [o.shape for o in outputs] == [
+        tuple(4 if n is None else n for n in shape) for shape in layer.compute_output_shape((None, 7, 3))
+    ]
+    dy = random_gradients(outputs)
+    backward = reference.lstm_backward if layer_class is LSTM else reference.simple_rnn_backward
+    assert_close(layer.backward(list(dy), tape), backward(list(dy), expected_tape), 10 * rtol)
+
+
+@pytest.mark.parametrize(("layer_class", "options"), EXTENDED)
+@pytest.mark.parametrize("own", [False, True], ids=["new", "out"])
+def test_steps_of_extended_layers_equal_their_calls(layer_class, options, dtype, own):
+    layer, _ = extended(layer_class, dtype, **options)
+    x = np.random.default_rng(3).standard_normal((4, 6, 3)).astype(dtype)
+    y, *final = layer(x)
+    states = [np.zeros((4, width), dtype) for width in layer._widths]
+    for t in range(6):
+        y_t, states = layer.step(x[:, t], states, out=states if own else None)
+        assert_close(y_t, y[:, t], 1e-12 if dtype == "float64" else 2e-6)
+    assert_close(states, final, 1e-12 if dtype == "float64" else 2e-6)
+
+
+@pytest.mark.parametrize(("layer_class", "options"), EXTENDED)
+def test_extended_layers_go_through_configs_and_pickles(layer_class, options):
+    layer, _ = extended(layer_class, "float32", **options)
+    config = layer.get_config()
+    assert options.items() <= config.items()
+    again, copied = layer_class.from_config(config), pickle.loads(pickle.dumps(layer))
+    assert repr(again.get_config()) == repr(config)
+    x = np.zeros((2, 4, 3), "float32")
+    assert_close(copied(x), layer(x), 0)
+    again.build((None, None, 3))
+    assert [w.shape for w in again.weights] == [w.shape for w in layer.weights]
+    assert sum(w.size for w in layer.weights) == layer.count_params()
+
+
+def test_zoneout_keeps_units_at_its_rate_and_is_reproducible():
+    layer = GRU(50, zoneout=0.25, return_sequences=True, seed=3)
+    x = np.random.default_rng(0).standard_normal((40, 20, 3)).astype("float32")
+    first, second = layer(x, training=True), layer(x, training=True)
+    assert not np.array_equal(first, second)
+    kept = first[:, 1:] == first[:, :-1]
+    assert kept.mean() == pytest.approx(0.25, abs=0.02)
+    again = GRU(50, zoneout=0.25, return_sequences=True, seed=3)
+    np.testing.assert_array_equal(again(x, training=True), first)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"proj_size": 6}, ValueError, "LSTM: proj_size must be at most units, 5, got 6"),
+        ({"proj_size": 0}, ValueError, "LSTM: proj_size must be None or a positive integer, got 0"),
+        ({"proj_size": 2, "variant": "nig"}, ValueError, "LSTM: variant 'nig' has no projection"),
+        ({"zoneout": 1.0}, ValueError, "LSTM: zoneout must be a number from 0 to less than 1, got 1.0"),
+        ({"layer_norm": 1}, TypeError, "LSTM: layer_norm must be True or False, got 1"),
+    ],
+)
+def test_impossible_extensions_are_refused(options, error, message):
+    with pytest.raises(error) as caught:
+        LSTM(5, **options)
+    assert str(caught.value).startswith(message)

@@ -99,8 +99,8 @@ def test_constructor_adds_by_keyword_what_keras_takes_in_kwargs(layer_class):
     keras = import_keras()
     ours = inspect.signature(layer_class).parameters.values()
     extra = {p.name: p.default for p in ours if p.kind is p.KEYWORD_ONLY}
-    beyond = {"variant": None, "peephole": None} if layer_class is LSTM else {}
-    beyond["embedding"] = None
+    beyond = {"variant": None, "peephole": None, "proj_size": None} if layer_class is LSTM else {}
+    beyond |= {"embedding": None, "layer_norm": False, "zoneout": 0.0}
     keywords = {"zero_output_for_mask": False, "trainable": True, "dtype": None, "name": None}
     assert extra == beyond | keywords
     getattr(keras.layers, layer_class.__name__)(3, **keywords)
@@ -1112,7 +1112,14 @@ FULL = dict(
 def test_config_goes_through_json_and_back(layer_class):
     for layer in (layer_class(np.int64(3)), layer_class(**FULL)):
         config = layer.get_config()
-        beyond_keras = {"variant", "peephole", "embedding"}  # which Keras' layers would refuse
+        beyond_keras = {
+            "variant",
+            "peephole",
+            "proj_size",
+            "layer_norm",
+            "zoneout",
+            "embedding",
+        }  # which Keras' layers would refuse
         assert list(config) == [p for p in inspect.signature(layer_class).parameters if p not in beyond_keras]
         again = layer_class.from_config(json.loads(json.dumps(config)))
         assert again.get_config() == config

@@ -589,9 +589,19 @@ X = np.ones((B, T, INPUTS), "float32")
             r"backward_layer must be a Simple.* 3; ",
         ),
         (
-            lambda: Bidirectional(LSTM(3, embedding=(5, 2))),
+            lambda: Bidirectional(LSTM(3), backward_layer=LSTM(3, embedding=(5, 2), go_backwards=True)),
             ValueError,
-            r"layer must have no embedding, of which each direction would make one of its own, got LSTM\(3, emb",
+            r"backward_layer must have no embedding, as both read that of layer, got LSTM\(3, .*; give it to layer ",
+        ),
+        (
+            lambda: Bidirectional(LSTM(3, embedding=(5, 2)))(np.full((2, 3), 5)),
+            ValueError,
+            r"x must have ids from 0 to 4, the rows of the embedding, got 5",
+        ),
+        (
+            lambda: Bidirectional(LSTM(3, embedding=(5, 2)))(X),
+            TypeError,
+            r"x must be integers, rows of the embedding, got float32; ",
         ),
         (
             lambda: Bidirectional(LSTM(3), "cat"),
@@ -671,6 +681,63 @@ def test_a_tape_serves_once_and_its_own_layer():
     ours.backward(list(outputs), tape)
     with pytest.raises(RuntimeError, match="used"):
         ours.backward(list(outputs), tape)
+
+
+# ---- Ids and an embedding
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"mask": MASK}, {"lengths": [T, 1, 0]}], ids=["all", "mask", "lengths"]
+)
+@merge_modes
+@pytest.mark.parametrize("checkpoint", [False, 2])
+def test_both_directions_read_one_embedding(given, merge_mode, checkpoint):
+    rng = np.random.default_rng(0)
+    embedding, ids = rng.standard_normal((7, INPUTS)), rng.integers(0, 7, (B, T))
+    mask = np.ones((B, T), bool)
+    if given:
+        mask = given["mask"] if "mask" in given else np.arange(T) < np.array(given["lengths"])[:, None]
+    options = dict(return_sequences=True, return_state=True, seed=1, **DOUBLE)
+    wrapper = Bidirectional(LSTM(H, embedding=embedding, **options), merge_mode)
+    plain = Bidirectional(LSTM(H, **options), merge_mode)
+    plain.build((None, None, INPUTS))
+    padded, x = np.where(mask, ids, -(10**9)), embedding[ids]
+    expected, expected_tape = plain.forward(x, checkpoint=checkpoint, **given)
+    assert_same(wrapper(padded, **given), plain(x, **given))
+    outputs, tape = wrapper.forward(padded, checkpoint=checkpoint, **given)
+    assert_same(outputs, expected)
+    assert_same(wrapper.weights[:3] + wrapper.weights[4:], plain.weights)
+    assert_same(wrapper.weights[3], embedding)
+    assert wrapper.compute_output_shape(ids.shape) == plain.compute_output_shape(x.shape)
+    padded[:] = 0  # ids are copied
+    dy = random_gradients_of(outputs)
+    gradients, expected = wrapper.backward(dy, tape), plain.backward(dy, expected_tape)
+    assert_close(gradients.x, np.where(mask[:, :, None], expected.x, 0), 1e-14)
+    assert_close(gradients.weights[:3] + gradients.weights[4:], expected.weights, 1e-14)
+    dense = functional.embedding_gradient(ids, expected.x, 7, mask)
+    assert_close(gradients.weights[3], dense, 1e-13)
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+def test_a_wrapped_layer_hands_its_embedding_on(is_built):
+    rng = np.random.default_rng(0)
+    layer, ids = LSTM(H, embedding=rng.standard_normal((7, INPUTS))), rng.integers(0, 7, (B, T))
+    if is_built:
+        layer(ids)
+    wrapper = Bidirectional(layer)
+    y = wrapper(ids)
+    layer.build((None, None))
+    assert_same(wrapper.weights[3], layer.weights[3])
+    assert wrapper.backward_layer.embedding is None
+    again = Bidirectional.from_config(json.loads(json.dumps(wrapper.get_config())))
+    again.build((None, None))
+    again.set_weights(wrapper.weights)
+    for twin in (again, copy.deepcopy(wrapper), pickle.loads(pickle.dumps(wrapper))):
+        assert_same(twin(ids), y)
+    with pytest.raises(ValueError, match=r"^LSTM: x must have shape \[batch, time\]"):
+        wrapper.forward(ids[0])
+    with pytest.raises(ValueError, match=r"^LSTM: mask must have shape"):
+        wrapper(ids, mask=MASK[:2])
 
 
 # ---- Checkpoints, gates, gradients of hidden states

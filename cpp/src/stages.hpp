@@ -238,7 +238,7 @@ FASTRNN_INLINE void finish_group(const CellRows<T>& at, Index row, Index unit,
         if (at.slots.data) store_rows(at.slots[row] + (slots + i) * at.units + unit, at.slots.stride, next[i], valid);
         for (int r = 0; r < R; ++r) {
           const V z = load<V>(at.zoneout[i][row + r] + unit, valid);
-          next[i].v[r] = mix(z, prev[i].v[r], next[i].v[r]);
+          next[i].v[r] = mix(z, load<V>(at.prev[i][row + r] + unit, valid), next[i].v[r]);  // prev may be scaled
         }
       }
       store_rows(at.next[i][row] + unit, at.next[i].stride, next[i], valid);
