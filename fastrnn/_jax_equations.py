@@ -7,7 +7,7 @@ fastrnn.reference, whose equations these are. Arguments as the handlers of fastr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +158,7 @@ def forward(
     first = (states, jnp.zeros_like(states[0]) if T else states[0])
     (states, last), y = lax.scan(step, first, over_time)
     found = {"y": jnp.moveaxis(y, 0, 1), "last": last, **dict(zip("hc", states, strict=False))}
-    return tuple(cast(Array, found[name]) for name in results)
+    return tuple(found[name] for name in results)
 
 
 def backward(

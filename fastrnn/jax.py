@@ -121,8 +121,15 @@ def settings(
                 "compiled kernels can't call; use one of fastrnn.activations.NAMES"
             )
         codes.append((found.code, found.alpha, found.beta, np.inf if found.clip is None else found.clip))
-    flags = (zero_output_for_mask, return_sequences, return_state, go_backwards)
-    return Settings(cell, tuple(codes), *map(bool, flags), name)
+    return Settings(
+        cell,
+        tuple(codes),
+        bool(zero_output_for_mask),
+        bool(return_sequences),
+        bool(return_state),
+        bool(go_backwards),
+        name,
+    )
 
 
 # ---- The kernels as primitives: arrays by name in, arrays by name out, see cpp/python/xla.cpp for the names
@@ -147,12 +154,17 @@ def _options(settings: Settings) -> tuple[str, ...]:
 
 
 @lru_cache
-def _tape_slots(cell: str, codes: tuple[tuple[int, float, float, float], ...], gates: int, peepholes: int) -> int:
+def _tape_slots(
+    cell: str, codes: tuple[tuple[int, float, float, float], ...], gates: int, peepholes: int
+) -> int:
     shape = (1,) if cell == "indrnn" else (1, gates)
     peephole = np.zeros((peepholes, 1)) if peepholes else None
     return _core.Weights(
         cell, np.zeros((1, gates)), np.zeros(shape), peephole=peephole, activations=codes
     ).tape_slots
+
+
+_PartitionSpec: Any = jax.sharding.PartitionSpec
 
 
 def _result_types(*types: Any, static: _Static) -> list[Any]:
@@ -167,14 +179,14 @@ def _result_types(*types: Any, static: _Static) -> list[Any]:
     shapes |= {f"d{name}": type_.shape for name, type_ in given.items()}
 
     def like_x(shape: tuple[int, ...]) -> Any:
-        unsharded = jax.sharding.NamedSharding(x.sharding.mesh, jax.P(*[None] * len(shape)))
+        unsharded = jax.sharding.NamedSharding(x.sharding.mesh, _PartitionSpec(*[None] * len(shape)))
         return x.update(shape=shape, weak_type=False, sharding=unsharded)
 
     return [like_x(shapes[name]) for name in static.results]
 
 
 def _primitive(name: str, handler: str) -> Any:
-    primitive = Primitive(name)
+    primitive: Any = Primitive(name)
     primitive.multiple_results = True
     primitive.def_abstract_eval(_result_types)
     primitive.def_impl(partial(xla.apply_primitive, primitive))
@@ -293,7 +305,9 @@ def _kernel_jvp(primitive: Any, equations: Any, primals: Any, tangents: Any, *, 
     outputs = primitive.bind(*primals, static=static)
     if "tape" in static.operands:
         place = static.operands.index("tape")
-        tangents = [_zero(t) if i == place else d for i, (t, d) in enumerate(zip(primals, tangents, strict=True))]
+        tangents = [
+            _zero(t) if i == place else d for i, (t, d) in enumerate(zip(primals, tangents, strict=True))
+        ]
     if all(type(tangent) is ad.Zero for tangent in tangents):
         return outputs, [_zero(output) for output in outputs]
     _, derivatives = _jvp_of_part(run, primals, tangents)
@@ -378,9 +392,7 @@ def call(
     >>> [a.shape for a in call(lstm_settings, x, [kernel, recurrent_kernel])]
     [(8, 16), (8, 16), (8, 16)]
     """
-    operands = _operands(
-        settings, x, weights, initial_state, mask, dropout_mask, recurrent_dropout_mask
-    )
+    operands = _operands(settings, x, weights, initial_state, mask, dropout_mask, recurrent_dropout_mask)
     factors = operands.get("dropout_mask")
     if factors is not None and factors.ndim == 2:  # the same for all gates: XLA multiplies
         operands["x"] = operands["x"] * operands.pop("dropout_mask")[:, None, :]
@@ -548,7 +560,9 @@ def _mask_of(where: str, lengths: ArrayLike, mask: ArrayLike | None, x: ArrayLik
     if isinstance(lengths, jax.core.Tracer):
         given = np.broadcast_to(np.zeros((), lengths.dtype), lengths.shape)
     known = functional.mask_of(where, given, mask, jax.eval_shape(jnp.asarray, x))  # type: ignore[arg-type]
-    return jnp.asarray(known) if given is lengths else jnp.arange(known.shape[1]) < jnp.asarray(lengths)[:, None]
+    return (
+        jnp.asarray(known) if given is lengths else jnp.arange(known.shape[1]) < jnp.asarray(lengths)[:, None]
+    )
 
 
 # ---- By name
