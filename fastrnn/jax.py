@@ -34,7 +34,7 @@ try:
     from jax.interpreters import ad, batching, mlir, xla
 except ImportError as error:
     raise ImportError(
-        "fastrnn.jax needs JAX, which is not installed or too old; `pip install fastrnn[jax]`"
+        "fastrnn.jax needs JAX, which is not installed or too old; `pip install fastrnn[jax]`", name=error.name
     ) from error
 
 from fastrnn import _core, _jax_equations, activations, functional
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from typing_extensions import Unpack
 
-__all__ = ["Options", "Settings", "call", "gru", "lstm", "settings", "simple_rnn"]
+__all__ = ["Options", "Settings", "call", "gru", "indrnn", "lstm", "settings", "simple_rnn"]
 
 Array = jax.Array
 States = Sequence[Any] | Any | None
@@ -600,6 +600,39 @@ def simple_rnn(
     """
     chosen = ("sigmoid", activation, activation)
     return _run_by_name("simple_rnn", "simple_rnn", chosen, x, [kernel, recurrent_kernel, bias], **options)
+
+
+def indrnn(
+    x: ArrayLike,
+    kernel: ArrayLike,
+    recurrent_kernel: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    activation: ActivationLike = "relu",
+    **options: Unpack[Options],
+) -> Outputs:
+    """Run an independently recurrent layer, each unit of which sees its own state only; see `functional.indrnn`.
+
+    Args:
+        x: [B, T, I].
+        kernel: W, [I, H].
+        recurrent_kernel: u, [H].
+        bias: b, [H]; None: no bias.
+        activation: A name or an `activations.Activation`.
+        options: See `Options`. The states are [h].
+
+    Returns:
+        y [B, H], or [B, T, H] with `return_sequences`; with `return_state` the tuple `(y, h)`, states [B, H].
+
+    Raises:
+        TypeError: An array is not of the kernel's dtype, float32 or float64.
+        ValueError: A shape does not fit.
+
+    >>> indrnn(jnp.zeros((8, 5, 3)), jnp.zeros((3, 16)), jnp.zeros(16)).shape
+    (8, 16)
+    """
+    chosen = ("sigmoid", activation, activation)
+    return _run_by_name("indrnn", "indrnn", chosen, x, [kernel, recurrent_kernel, bias], **options)
 
 
 def lstm(
