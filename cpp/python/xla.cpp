@@ -256,21 +256,24 @@ void run_backward(const xla_ffi::CallFrame& frame) {
   backward(packed, call);
 }
 
+/// Answer XLA's question what a handler is. `api` may be null.
+void describe(const xla_ffi::Api* api, xla_ffi::Metadata& metadata) {
+  // Minor versions differ in fields at the end of structs, which are looked for when they are needed. So any will do.
+  const int minor = api ? api->version.minor_version : xla_ffi::kLeastMinorVersion;
+  metadata.version = {sizeof(xla_ffi::Version), nullptr, xla_ffi::kMajorVersion, minor};
+  metadata.traits = 0;
+  if (holds(metadata)) metadata.state_type = 0;
+}
+
 /// Answer XLA's question what the handler is, or run f(dtype of x); no exception leaves it.
 template <class F>
 xla_ffi::Error* handle(xla_ffi::CallFrame* frame, F&& f) {
+  if (frame->extensions && frame->extensions->type == xla_ffi::kMetadataExtension) {
+    describe(frame->api, *reinterpret_cast<const xla_ffi::MetadataExtension*>(frame->extensions)->metadata);
+    return nullptr;
+  }
   const xla_ffi::Api& api = *frame->api;
   try {
-    if (frame->extensions && frame->extensions->type == xla_ffi::kMetadataExtension) {
-      const auto& extension = *reinterpret_cast<const xla_ffi::MetadataExtension*>(frame->extensions);
-      if (!holds(extension.base) || !holds(api)) return nullptr;
-      xla_ffi::Metadata& metadata = *extension.metadata;
-      // Minor versions differ in fields at the end of structs, which are looked for when they are needed.
-      metadata.version = {sizeof(xla_ffi::Version), nullptr, xla_ffi::kMajorVersion, api.version.minor_version};
-      metadata.traits = 0;
-      if (holds(metadata)) metadata.state_type = 0;
-      return nullptr;
-    }
     if (api.version.major_version != xla_ffi::kMajorVersion || !holds(*frame))
       return error(
           api, xla_ffi::kFailedPrecondition,

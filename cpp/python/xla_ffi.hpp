@@ -12,7 +12,7 @@
 
 namespace xla_ffi {
 
-constexpr int kMajorVersion = 0;  ///< of the interface stated here
+constexpr int kMajorVersion = 0, kLeastMinorVersion = 1;  ///< of the interface stated here
 
 enum ExtensionType : int { kMetadataExtension = 1 };
 struct Extension {
