@@ -15,7 +15,18 @@ and no Python runs. Legend, weights, gate order and options are those of `fastrn
 - Other platforms than the CPU: lowering raises NotImplementedError.
 
 Arrays are float32, or float64 where JAX has it enabled; nothing is converted. Activations are names or `Activation`s.
-Kernels use the threads of `fastrnn.set_num_threads`.
+Kernels use the threads of `fastrnn.set_num_threads`. A call that runs can't be interrupted, as any of JAX.
+
+In a Flax module the weights are parameters as any other:
+
+    class LSTM(flax.linen.Module):
+        units: int
+
+        @flax.linen.compact
+        def __call__(self, x):
+            shapes = {"kernel": (x.shape[-1], 4 * self.units), "recurrent_kernel": (self.units, 4 * self.units)}
+            weights = [self.param(name, flax.linen.initializers.orthogonal(), s) for name, s in shapes.items()]
+            return fastrnn.jax.lstm(x, *weights, return_sequences=True)
 """
 
 from __future__ import annotations
@@ -34,7 +45,8 @@ try:
     from jax.interpreters import ad, batching, mlir, xla
 except ImportError as error:
     raise ImportError(
-        "fastrnn.jax needs JAX, which is not installed or too old; `pip install fastrnn[jax]`", name=error.name
+        "fastrnn.jax needs JAX, which is not installed or too old; `pip install fastrnn[jax]`",
+        name=error.name,
     ) from error
 
 from fastrnn import _core, _jax_equations, activations, functional

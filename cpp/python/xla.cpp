@@ -14,11 +14,18 @@
 #include "xla.hpp"
 
 #include <algorithm>
+#include <cfenv>
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <tuple>
+#include <system_error>
+#include <thread>
+#include <utility>
 
 #include "calls.hpp"
 #include "fastrnn/fastrnn.hpp"
@@ -197,12 +204,78 @@ struct Problem {
   Weights<T> weights{};
 };
 
+/// One thread for the calls that take many. XLA makes its calls from as many threads as there are processors, and
+/// OpenMP makes a team for each of them, n * (n - 1) threads in the end: thousands on a large machine, more than a
+/// container may be allowed. Of up to four the teams are few, and calling straight from XLA's threads is as fast, or
+/// faster where other programs run: OpenMP does not spin when it has more threads than processors.
+class LargeCalls {
+ public:
+  /// f() on that thread, with the caller's modes of rounding and denormals; what it throws is thrown here. Calls from
+  /// several threads follow each other.
+  static void run(const std::function<void()>& f) {
+    static LargeCalls* const calls = new LargeCalls;  // never destroyed: its thread waits until the process ends
+    const std::lock_guard<std::mutex> turn(calls->turn_);
+    std::unique_lock<std::mutex> lock(calls->mutex_);
+    if (!calls->started_) {
+      try {
+        std::thread([c = calls] { c->work(); }).detach();
+      } catch (const std::system_error&) {  // the system has no thread to give
+        return f();
+      }
+      calls->started_ = true;
+    }
+    std::fegetenv(&calls->modes_);
+    calls->call_ = &f;
+    calls->changed_.notify_all();
+    calls->changed_.wait(lock, [&] { return !calls->call_; });
+    if (calls->error_) std::rethrow_exception(std::exchange(calls->error_, nullptr));
+  }
+
+ private:
+  void work() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [&] { return call_; });
+      std::fesetenv(&modes_);
+      try {
+        (*call_)();
+      } catch (...) {
+        error_ = std::current_exception();
+      }
+      call_ = nullptr;
+      changed_.notify_all();
+    }
+  }
+
+  std::mutex turn_, mutex_;
+  std::condition_variable changed_;
+  const std::function<void()>* call_ = nullptr;
+  std::exception_ptr error_;
+  std::fenv_t modes_;
+  bool started_ = false;
+};
+
+constexpr int kFewThreads = 4;
+
+/// f(threads) with the most threads that the pass may take; 0: the core decides.
+template <class T, class F>
+void with_threads(const Problem<T>& problem, F&& f) {
+  if (num_threads() <= kFewThreads) return f(0);
+  // The core wakes its threads for so many fused multiply-adds; packing a weight costs it as much as eight.
+  constexpr double kLarge = 5e6, kPacking = 8;
+  const double weights = double(problem.inputs + problem.units) * double(problem.columns);
+  if (weights * std::max(kPacking, double(problem.batch) * double(problem.time)) >= kLarge)
+    LargeCalls::run([&] { f(0); });
+  else
+    f(1);
+}
+
 template <class T>
-void run_forward(const xla_ffi::CallFrame& frame) {
-  const Problem<T> problem(frame);
-  const auto [batch, time, units] = std::make_tuple(problem.batch, problem.time, problem.units);
+void run_forward(const Problem<T>& problem, int threads) {
+  const Index batch = problem.batch, time = problem.time, units = problem.units;
   const PackedWeights<T> packed(problem.weights, Pass::forward);
   auto call = problem.template call<Forward<T>>();
+  call.threads = threads;
   call.y = problem.results.template find<T>("y", {batch, time, units});
   call.y_batch_stride = time * units;
   call.y_time_stride = units;
@@ -219,12 +292,12 @@ void run_forward(const xla_ffi::CallFrame& frame) {
 }
 
 template <class T>
-void run_backward(const xla_ffi::CallFrame& frame) {
-  const Problem<T> problem(frame);
+void run_backward(const Problem<T>& problem, int threads) {
   const Named &operands = problem.operands, &results = problem.results;
-  const auto [batch, time, inputs, units] = std::make_tuple(problem.batch, problem.time, problem.inputs, problem.units);
+  const Index batch = problem.batch, time = problem.time, inputs = problem.inputs, units = problem.units;
   const PackedWeights<T> packed(problem.weights, Pass::backward);
   auto call = problem.template call<Backward<T>>();
+  call.threads = threads;
   call.tape = operands.get<const T>("tape", {batch, time, tape_slots(packed), units});
   call.dy = operands.find<const T>("dy", {batch, time, units});
   call.dy_batch_stride = time * units;
@@ -265,7 +338,7 @@ void describe(const xla_ffi::Api* api, xla_ffi::Metadata& metadata) {
   if (holds(metadata)) metadata.state_type = 0;
 }
 
-/// Answer XLA's question what the handler is, or run f(dtype of x); no exception leaves it.
+/// Answer XLA's question what the handler is, or run f(problem, threads); no exception leaves it.
 template <class F>
 xla_ffi::Error* handle(xla_ffi::CallFrame* frame, F&& f) {
   if (frame->extensions && frame->extensions->type == xla_ffi::kMetadataExtension) {
@@ -284,10 +357,14 @@ xla_ffi::Error* handle(xla_ffi::CallFrame* frame, F&& f) {
     const Attributes attributes(frame->attributes);
     const Named operands(frame->arguments, attributes.words("operands"));
     const xla_ffi::DataType dtype = operands.get("x", 3).dtype;
+    const auto run = [&](auto zero) {
+      const Problem<decltype(zero)> problem(*frame);
+      with_threads(problem, [&](int threads) { f(problem, threads); });
+    };
     if (dtype == xla_ffi::kFloat32)
-      f(*frame, 0.0f);
+      run(0.0f);
     else
-      f(*frame, 0.0);  // another type is refused with the shape
+      run(0.0);  // another type is refused with the shape
     return nullptr;
   } catch (const std::invalid_argument& e) {
     return error(api, xla_ffi::kInvalidArgument, e.what());
@@ -304,10 +381,10 @@ xla_ffi::Error* handle(xla_ffi::CallFrame* frame, F&& f) {
 }  // namespace
 
 xla_ffi::Error* forward(xla_ffi::CallFrame* frame) {
-  return handle(frame, [](const xla_ffi::CallFrame& f, auto zero) { run_forward<decltype(zero)>(f); });
+  return handle(frame, [](const auto& problem, int threads) { run_forward(problem, threads); });
 }
 xla_ffi::Error* backward(xla_ffi::CallFrame* frame) {
-  return handle(frame, [](const xla_ffi::CallFrame& f, auto zero) { run_backward<decltype(zero)>(f); });
+  return handle(frame, [](const auto& problem, int threads) { run_backward(problem, threads); });
 }
 
 }  // namespace fastrnn::xla
