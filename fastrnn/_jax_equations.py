@@ -113,7 +113,8 @@ def _step(
     i = gate("i", c_prev)
     f = 1 - i if "_cifg" in cell else gate("f", c_prev)
     c = f * c_prev + i * activate(of_candidate, a["g"])
-    return gate("o", c) * activate(of_output, c), c
+    h = gate("o", c) * activate(of_output, c)
+    return h @ w["projection"] if "projection" in w else h, c
 
 
 def forward(
@@ -132,9 +133,11 @@ def forward(
     """
     w = operands
     x, mask = w["x"], w.get("mask")
-    (B, T, _), H = x.shape, len(w["recurrent_kernel"])
-    count = 2 if cell.startswith("lstm") else 1
-    states = tuple(w.get(f"initial_{name}", jnp.zeros((B, H), x.dtype)) for name in "hc"[:count])
+    (B, T, _), R = x.shape, len(w["recurrent_kernel"])
+    widths = {"h": R, "c": len(w.get("projection", w["recurrent_kernel"]))}
+    names = "hc" if cell.startswith("lstm") else "h"
+    states = tuple(w.get(f"initial_{name}", jnp.zeros((B, widths[name]), x.dtype)) for name in names)
+    zoneout = {name: w[f"zoneout_{name}"] for name in names if f"zoneout_{name}" in w}
     if mask is not None:
         x = jnp.where(mask[:, :, None], x, 0)
     a_x = _product(x, w["kernel"], w.get("dropout_mask"))
@@ -143,8 +146,12 @@ def forward(
 
     def step(carry: Any, now: Any) -> Any:
         states, last = carry
-        a_t, real = now
+        a_t, real, stay = now
         new = _step(cell, activations, w, a_t, states)
+        new = tuple(
+            stay[name] * s + (1 - stay[name]) * n if name in stay else n
+            for name, n, s in zip(names, new, states, strict=True)
+        )
         if real is None:
             return (new, new[0]), new[0]
         real = real[:, None]
@@ -152,12 +159,13 @@ def forward(
         last = jnp.where(real, new[0], last)
         return (new, last), jnp.where(real, last, 0) if "zero_output_for_mask" in options else last
 
-    over_time = (jnp.moveaxis(a_x, 1, 0), None if mask is None else mask.T)
+    first_axis = jax.tree.map(lambda v: jnp.moveaxis(v, 1, 0), zoneout)
+    over_time = (jnp.moveaxis(a_x, 1, 0), None if mask is None else mask.T, first_axis)
     if "go_backwards" in options:
         over_time = jax.tree.map(lambda v: v[::-1], over_time)
     first = (states, jnp.zeros_like(states[0]) if T else states[0])
     (states, last), y = lax.scan(step, first, over_time)
-    found = {"y": jnp.moveaxis(y, 0, 1), "last": last, **dict(zip("hc", states, strict=False))}
+    found = {"y": jnp.moveaxis(y, 0, 1), "last": last, **dict(zip(names, states, strict=True))}
     return tuple(found[name] for name in results)
 
 

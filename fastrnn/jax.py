@@ -78,6 +78,8 @@ class Options(TypedDict, total=False):
     """[B, I], or [B, G, I] with one for each gate: factors of x. Those for each gate have no gradient."""
     recurrent_dropout_mask: ArrayLike | None
     """[B, G, H]: factors of what each gate's recurrent kernel multiplies. They have no gradient."""
+    zoneout_mask: Sequence[ArrayLike | None] | None
+    """A list of one [B, T, H] array or None per state: 1 where the state stays as it was. They have no gradient."""
     return_sequences: bool
     """Return h of every step instead of the last; static."""
     return_state: bool
@@ -146,7 +148,7 @@ def settings(
 
 # ---- The kernels as primitives: arrays by name in, arrays by name out, see cpp/python/xla.cpp for the names
 
-_WEIGHTS = ("kernel", "recurrent_kernel", "bias", "peephole")
+_WEIGHTS = ("kernel", "recurrent_kernel", "bias", "peephole", "projection")
 _WITH_GRADIENT = ("x", *_WEIGHTS, "initial_h", "initial_c")
 _HANDLERS = _core.xla_handlers()
 for _name, _capsule in _HANDLERS.items():
@@ -169,10 +171,15 @@ def _options(settings: Settings) -> tuple[str, ...]:
 def _tape_slots(
     cell: str, codes: tuple[tuple[int, float, float, float], ...], gates: int, peepholes: int
 ) -> int:
+    """Without zoneout."""
     shape = (1,) if cell == "indrnn" else (1, gates)
-    peephole = np.zeros((peepholes, 1)) if peepholes else None
     return _core.Weights(
-        cell, np.zeros((1, gates)), np.zeros(shape), peephole=peephole, activations=codes
+        cell,
+        np.zeros((1, gates)),
+        np.zeros(shape),
+        peephole=np.zeros((peepholes, 1)) if peepholes else None,
+        projection=np.zeros((1, 1)) if "projected" in cell else None,
+        activations=codes,
     ).tape_slots
 
 
@@ -181,13 +188,17 @@ _PartitionSpec: Any = jax.sharding.PartitionSpec
 
 def _result_types(*types: Any, static: _Static) -> list[Any]:
     given = dict(zip(static.operands, types, strict=True))
-    x, kernel, recurrent = given["x"], given["kernel"], given["recurrent_kernel"]
-    (B, T, _), H = x.shape, recurrent.shape[0]
-    shapes: dict[str, tuple[int, ...]] = {"y": (B, T, H), "last": (B, H), "h": (B, H), "c": (B, H)}
+    x, kernel = given["x"], given["kernel"]
+    (B, T, _), R = x.shape, given["recurrent_kernel"].shape[0]
+    H = given["projection"].shape[0] if "projection" in given else R
+    shapes: dict[str, tuple[int, ...]] = {"y": (B, T, R), "last": (B, R), "h": (B, R), "c": (B, H)}
     if "tape" in static.results:
         peepholes = given["peephole"].shape[0] if "peephole" in given else 0
         cell, codes = static.settings.cell, static.settings.activations
-        shapes["tape"] = (B, T, _tape_slots(cell, codes, kernel.shape[1] // H, peepholes), H)
+        slots = _tape_slots(cell, codes, kernel.shape[1] // H, peepholes)
+        if "zoneout_h" in given or "zoneout_c" in given:
+            slots += _states_of(cell)
+        shapes["tape"] = (B, T, slots, H)
     shapes |= {f"d{name}": type_.shape for name, type_ in given.items()}
 
     def like_x(shape: tuple[int, ...]) -> Any:
@@ -272,7 +283,7 @@ def _vjp_backward(static: _Static, residuals: Any, cotangents: list[Any]) -> Any
     }
     gradients: dict[str, Array] = {}
     if given and moving:
-        always = {"kernel", "recurrent_kernel", "peephole"}
+        always = {"kernel", "recurrent_kernel", "peephole", "projection"}
         results = tuple(f"d{name}" for name in values if name in moving or name in always)
         gradients = _bind(_run_backward, static.settings, {**values, "tape": tape, **given}, results)
     return (tuple(gradients.get(f"d{name}") if name in moving else None for name in static.operands),)
@@ -383,14 +394,15 @@ def call(
     mask: ArrayLike | None = None,
     dropout_mask: ArrayLike | None = None,
     recurrent_dropout_mask: ArrayLike | None = None,
+    zoneout_mask: Sequence[ArrayLike | None] | None = None,
 ) -> tuple[Array, ...]:
     """Run a cell over a batch of sequences: what the functions below do, for those who know the cell by its name.
 
     Args:
         settings: What is known before the arrays.
         x: [B, T, I].
-        weights: kernel, recurrent kernel, then bias and peephole if there are any; None: there is none.
-        initial_state, mask, dropout_mask, recurrent_dropout_mask: See `Options`.
+        weights: kernel, recurrent kernel, then bias, peephole and projection if there are any; None: there is none.
+        initial_state, mask, dropout_mask, recurrent_dropout_mask, zoneout_mask: See `Options`.
 
     Returns:
         (y, *states): y [B, T, H] or the last h [B, H]; the states [B, H] with `return_state` only.
@@ -404,7 +416,9 @@ def call(
     >>> [a.shape for a in call(lstm_settings, x, [kernel, recurrent_kernel])]
     [(8, 16), (8, 16), (8, 16)]
     """
-    operands = _operands(settings, x, weights, initial_state, mask, dropout_mask, recurrent_dropout_mask)
+    operands = _operands(
+        settings, x, weights, initial_state, mask, dropout_mask, recurrent_dropout_mask, zoneout_mask
+    )
     factors = operands.get("dropout_mask")
     if factors is not None and factors.ndim == 2:  # the same for all gates: XLA multiplies
         operands["x"] = operands["x"] * operands.pop("dropout_mask")[:, None, :]
@@ -425,18 +439,20 @@ def _operands(
     mask: ArrayLike | None,
     dropout_mask: ArrayLike | None,
     recurrent_dropout_mask: ArrayLike | None,
+    zoneout_mask: Sequence[ArrayLike | None] | None,
 ) -> dict[str, Array]:
     """The operands of the handler, checked."""
     where = settings.name
     operands = {
         name: jnp.asarray(weight)
-        for name, weight in zip(_WEIGHTS, (*weights, None, None)[: len(_WEIGHTS)], strict=True)
+        for name, weight in zip(_WEIGHTS, (*weights, *[None] * len(_WEIGHTS))[: len(_WEIGHTS)], strict=True)
         if weight is not None
     }
     _check_weights(settings, operands)
     dtype, (I, columns) = operands["kernel"].dtype, operands["kernel"].shape
-    H = len(operands["recurrent_kernel"])
-    G = columns // H
+    R = len(operands["recurrent_kernel"])  # how wide h is
+    H = len(operands.get("projection", operands["recurrent_kernel"]))
+    G, widths = columns // H, (R, H)
 
     def add(name: str, given: Any, label: str, shape: tuple[int, ...], meaning: str) -> None:
         if given is None:
@@ -458,12 +474,12 @@ def _operands(
     B, T = x.shape[:2]
     add("x", x, "x", (B, T, I), f"features as the kernel {operands['kernel'].shape} has rows")
     names = "hc"[: _states_of(settings.cell)]
-    given_states = _states_given(where, initial_state, len(names))
+    given_states = _given_of_states(where, "initial_state", initial_state, len(names))
     if any(state is not None for state in given_states):
         for i, (name, state) in enumerate(zip(names, given_states, strict=True)):
             label = f"initial_state[{i}]"
-            state = jnp.zeros((B, H), dtype) if state is None else state
-            add(f"initial_{name}", state, label, (B, H), "batch, units")
+            state = jnp.zeros((B, widths[i]), dtype) if state is None else state
+            add(f"initial_{name}", state, label, (B, widths[i]), "batch, units")
     if mask is not None:
         mask = jnp.asarray(mask)
         if mask.dtype != bool:
@@ -479,7 +495,11 @@ def _operands(
         shape, meaning = ((B, I), "batch, features") if shared else ((B, G, I), "batch, gates, features")
         add("dropout_mask", dropout_mask, "dropout_mask", shape, meaning)
     label = "recurrent_dropout_mask"
-    add(label, recurrent_dropout_mask, label, (B, G, H), "batch, gates, units")
+    add(label, recurrent_dropout_mask, label, (B, G, R), "batch, gates, units")
+    given_masks = _given_of_states(where, "zoneout_mask", zoneout_mask, len(names))
+    for i, (name, of_state) in enumerate(zip(names, given_masks, strict=True)):
+        label = f"zoneout_mask[{i}]"
+        add(f"zoneout_{name}", of_state, label, (B, T, widths[i]), "batch, time, units")
     return operands
 
 
@@ -497,22 +517,23 @@ def _check_weights(settings: Settings, weights: dict[str, Array]) -> None:
         of_shape["recurrent_kernel"],
         of_shape.get("bias"),
         peephole=of_shape.get("peephole"),
+        projection=of_shape.get("projection"),
         activations=settings.activations,
         name=settings.name,
     )
 
 
-def _states_given(where: str, given: States, count: int) -> list[Any]:
+def _given_of_states(where: str, what: str, given: Any, count: int) -> list[Any]:
     if given is None:
         return [None] * count
     if not isinstance(given, (list, tuple)):
         if count > 1:
             raise TypeError(
-                f"{where}: initial_state must be a list or tuple of {count} arrays, got {type(given).__name__}"
+                f"{where}: {what} must be a list or tuple of {count} arrays, got {type(given).__name__}"
             )
         return [given]
     if len(given) != count:
-        raise ValueError(f"{where}: initial_state must have {count} items, got {len(given)}")
+        raise ValueError(f"{where}: {what} must have {count} items, got {len(given)}")
     return list(given)
 
 
@@ -549,6 +570,7 @@ def _run_by_name(
     lengths: ArrayLike | None = None,
     dropout_mask: ArrayLike | None = None,
     recurrent_dropout_mask: ArrayLike | None = None,
+    zoneout_mask: Sequence[ArrayLike | None] | None = None,
     **flags: bool,
 ) -> Outputs:
     name = f"fastrnn.jax.{function}"
@@ -562,6 +584,7 @@ def _run_by_name(
         mask,
         dropout_mask,
         recurrent_dropout_mask,
+        zoneout_mask,
     )
     return outputs if flags.get("return_state") else outputs[0]
 
@@ -657,6 +680,7 @@ def lstm(
     recurrent_activation: ActivationLike = "sigmoid",
     variant: str | None = None,
     peephole: ArrayLike | None = None,
+    projection: ArrayLike | None = None,
     **options: Unpack[Options],
 ) -> Outputs:
     """Run an LSTM over a batch of sequences; equations and variants are in `functional.lstm`.
@@ -670,6 +694,7 @@ def lstm(
         recurrent_activation: Of the gates.
         variant: One of `functional.VARIANTS`.
         peephole: p, a row [H] for each gate that there is, in the order i f o: [3, H]; None: no peepholes.
+        projection: P, [H, R] with R <= H; None: none. With it recurrent_kernel is [R, 4H], and h is R wide.
         options: See `Options`. The states are [h, c].
 
     Returns:
@@ -683,9 +708,11 @@ def lstm(
     >>> jax.grad(lambda x: lstm(x, kernel, recurrent_kernel).sum())(x).shape
     (8, 5, 3)
     """
-    cell = functional.lstm_cell(variant, peephole is not None)
+    cell = functional.lstm_cell(variant, peephole is not None, projection is not None)
     chosen = functional.lstm_activations(variant, activation, recurrent_activation)
-    return _run_by_name("lstm", cell, chosen, x, [kernel, recurrent_kernel, bias, peephole], **options)
+    return _run_by_name(
+        "lstm", cell, chosen, x, [kernel, recurrent_kernel, bias, peephole, projection], **options
+    )
 
 
 def gru(

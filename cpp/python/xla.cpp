@@ -6,6 +6,7 @@
 // is true. Names are those of fastrnn.functional, and
 //
 //     initial_h initial_c    the initial states [B, H]                    h c     the final ones
+//     zoneout_h zoneout_c    the zoneout masks [B, T, H] of the states
 //     last                   the last output [B, H]                       y       all of them [B, T, H]
 //     tape                   [B, T, slots, H]                             d...    the gradient of what follows the d
 //
@@ -148,7 +149,8 @@ struct Problem {
     batch = x.shape[0], time = x.shape[1], inputs = x.shape[2];
     is_vector = cell == Cell::indrnn;
     const xla_ffi::Buffer& recurrent = operands.get("recurrent_kernel", is_vector ? 1 : 2);
-    units = recurrent.shape[0];
+    outputs = recurrent.shape[0];
+    units = traits.projected ? operands.get("projection", 2).shape[0] : outputs;
     columns = traits.gates * units;
     weights.cell = cell;
     weights.inputs = inputs;
@@ -157,12 +159,17 @@ struct Problem {
     if (is_vector)
       weights.parameters = {operands.get<const T>("recurrent_kernel", {units}), 0, 1};
     else
-      weights.recurrent_kernel = {operands.get<const T>("recurrent_kernel", {units, columns}), columns, 1};
+      weights.recurrent_kernel = {operands.get<const T>("recurrent_kernel", {outputs, columns}), columns, 1};
+    if (traits.projected) {
+      weights.outputs = outputs;
+      weights.projection = {operands.get<const T>("projection", {units, outputs}), outputs, 1};
+    }
     if (has_peephole()) weights.parameters = {operands.get<const T>("peephole", {traits.parameters, units}), units, 1};
     weights.bias = {find_bias<const T>(operands, "bias"), columns, 1};
     attributes.read_activations(weights.activations);
   }
 
+  Index width(int state) const { return state == 0 ? outputs : units; }
   bool has_peephole() const { return traits.parameters > 0 && !is_vector; }
   template <class E>
   E* find_bias(const Named& from, const char* name) const {
@@ -188,10 +195,23 @@ struct Problem {
       call.masked_output_is_zero = option("zero_output_for_mask");
     }
     for (int s = 0; s < traits.states; ++s)
-      call.initial_state[s] = operands.find<const T>(std::string("initial_") + kStates[s], {batch, units});
+      call.initial_state[s] = operands.find<const T>(std::string("initial_") + kStates[s], {batch, width(s)});
     call.input_factors = operands.find<const T>("dropout_mask", {batch, traits.gates, inputs});
-    call.recurrent_factors = operands.find<const T>("recurrent_dropout_mask", {batch, traits.gates, units});
+    call.recurrent_factors = operands.find<const T>("recurrent_dropout_mask", {batch, traits.gates, outputs});
+    for (int s = 0; s < traits.states; ++s) {
+      call.zoneout[s] = operands.find<const T>(std::string("zoneout_") + kStates[s], {batch, time, width(s)});
+      call.zoneout_batch_stride[s] = time * width(s);
+      call.zoneout_time_stride[s] = width(s);
+      if (go_backwards && call.zoneout[s])
+        calls::start_at_last_step(call.zoneout[s], call.zoneout_time_stride[s], time);
+    }
     return call;
+  }
+  /// [B, T, slots, H]
+  template <class E>
+  E* tape(const Named& from, const PackedWeights<T>& packed) const {
+    const bool zoneout = operands.find("zoneout_h") || operands.find("zoneout_c");
+    return from.get<E>("tape", {batch, time, tape_slots(packed, zoneout), units});
   }
   const std::uint8_t* mask() const { return operands.find<const std::uint8_t>("mask", {batch, time}); }
 
@@ -200,7 +220,7 @@ struct Problem {
   const bool go_backwards;
   bool is_vector;
   CellTraits traits;
-  Index batch, time, inputs, units, columns;
+  Index batch, time, inputs, units, outputs, columns;  ///< outputs: how wide h is
   Weights<T> weights{};
 };
 
@@ -272,45 +292,44 @@ void with_threads(const Problem<T>& problem, F&& f) {
 
 template <class T>
 void run_forward(const Problem<T>& problem, int threads) {
-  const Index batch = problem.batch, time = problem.time, units = problem.units;
+  const Index batch = problem.batch, time = problem.time, outputs = problem.outputs;
   const PackedWeights<T> packed(problem.weights, Pass::forward);
   auto call = problem.template call<Forward<T>>();
   call.threads = threads;
-  call.y = problem.results.template find<T>("y", {batch, time, units});
-  call.y_batch_stride = time * units;
-  call.y_time_stride = units;
+  call.y = problem.results.template find<T>("y", {batch, time, outputs});
+  call.y_batch_stride = time * outputs;
+  call.y_time_stride = outputs;
   for (int s = 0; s < problem.traits.states; ++s)
-    call.final_state[s] = problem.results.template find<T>(kStates[s], {batch, units});
-  T* const last = problem.results.template find<T>("last", {batch, units});
+    call.final_state[s] = problem.results.template find<T>(kStates[s], {batch, problem.width(s)});
+  T* const last = problem.results.template find<T>("last", {batch, outputs});
   T* const h = call.final_state[0];
   if (last && !h) call.final_state[0] = last;
-  if (problem.results.find("tape"))
-    call.tape = problem.results.template get<T>("tape", {batch, time, tape_slots(packed), units});
+  if (problem.results.find("tape")) call.tape = problem.template tape<T>(problem.results, packed);
   forward(packed, call);
-  if (last && h) std::copy_n(h, batch * units, last);
-  if (last) calls::clear_empty_rows(problem.mask(), batch, time, units, last);
+  if (last && h) std::copy_n(h, batch * outputs, last);
+  if (last) calls::clear_empty_rows(problem.mask(), batch, time, outputs, last);
 }
 
 template <class T>
 void run_backward(const Problem<T>& problem, int threads) {
   const Named &operands = problem.operands, &results = problem.results;
-  const Index batch = problem.batch, time = problem.time, inputs = problem.inputs, units = problem.units;
+  const Index batch = problem.batch, time = problem.time, inputs = problem.inputs, outputs = problem.outputs;
   const PackedWeights<T> packed(problem.weights, Pass::backward);
   auto call = problem.template call<Backward<T>>();
   call.threads = threads;
-  call.tape = operands.get<const T>("tape", {batch, time, tape_slots(packed), units});
-  call.dy = operands.find<const T>("dy", {batch, time, units});
-  call.dy_batch_stride = time * units;
-  call.dy_time_stride = units;
+  call.tape = problem.template tape<const T>(operands, packed);
+  call.dy = operands.find<const T>("dy", {batch, time, outputs});
+  call.dy_batch_stride = time * outputs;
+  call.dy_time_stride = outputs;
   for (int s = 0; s < problem.traits.states; ++s)
-    call.dfinal_state[s] = operands.find<const T>(std::string("d") + kStates[s], {batch, units});
+    call.dfinal_state[s] = operands.find<const T>(std::string("d") + kStates[s], {batch, problem.width(s)});
   Memory dfinal;
-  if (const T* dlast = operands.find<const T>("dlast", {batch, units})) {
-    dfinal = allocate(batch * units * static_cast<Index>(sizeof(T)));
+  if (const T* dlast = operands.find<const T>("dlast", {batch, outputs})) {
+    dfinal = allocate(batch * outputs * static_cast<Index>(sizeof(T)));
     T* const sum = static_cast<T*>(dfinal.get());
-    std::copy_n(dlast, batch * units, sum);
-    calls::clear_empty_rows(problem.mask(), batch, time, units, sum);
-    for (Index i = 0; call.dfinal_state[0] && i < batch * units; ++i) sum[i] += call.dfinal_state[0][i];
+    std::copy_n(dlast, batch * outputs, sum);
+    calls::clear_empty_rows(problem.mask(), batch, time, outputs, sum);
+    for (Index i = 0; call.dfinal_state[0] && i < batch * outputs; ++i) sum[i] += call.dfinal_state[0][i];
     call.dfinal_state[0] = sum;
   }
   call.dx = results.find<T>("dx", {batch, time, inputs});
@@ -319,13 +338,15 @@ void run_backward(const Problem<T>& problem, int threads) {
   if (call.dx && problem.go_backwards) calls::start_at_last_step(call.dx, call.dx_time_stride, time);
   call.dkernel = results.get<T>("dkernel", {inputs, problem.columns});
   if (problem.is_vector)
-    call.dparameters = results.get<T>("drecurrent_kernel", {units});
+    call.dparameters = results.get<T>("drecurrent_kernel", {outputs});
   else
-    call.drecurrent_kernel = results.get<T>("drecurrent_kernel", {units, problem.columns});
-  if (problem.has_peephole()) call.dparameters = results.get<T>("dpeephole", {problem.traits.parameters, units});
+    call.drecurrent_kernel = results.get<T>("drecurrent_kernel", {outputs, problem.columns});
+  if (problem.traits.projected) call.dprojection = results.get<T>("dprojection", {problem.units, outputs});
+  if (problem.has_peephole())
+    call.dparameters = results.get<T>("dpeephole", {problem.traits.parameters, problem.units});
   call.dbias = problem.template find_bias<T>(results, "dbias");
   for (int s = 0; s < problem.traits.states; ++s)
-    call.dinitial_state[s] = results.find<T>(std::string("dinitial_") + kStates[s], {batch, units});
+    call.dinitial_state[s] = results.find<T>(std::string("dinitial_") + kStates[s], {batch, problem.width(s)});
   backward(packed, call);
 }
 

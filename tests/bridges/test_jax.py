@@ -72,7 +72,9 @@ def test_every_combination_of_options_gives_the_bits_of_functional(problem):
     function = getattr(bridge, inference.__name__)
     options = case.settings | options
     smooth = {"x": x, "weights": weights}
-    smooth |= {k: options[k] for k in ("peephole", "initial_state") if options.get(k) is not None}
+    smooth |= {
+        k: options[k] for k in ("peephole", "projection", "initial_state") if options.get(k) is not None
+    }
 
     def run(given):
         given = dict(given)
@@ -93,8 +95,8 @@ def test_every_combination_of_options_gives_the_bits_of_functional(problem):
     right = backward(dy, tape)
     assert_equal(gradients["x"], right.x)
     assert_equal(gradients["weights"], right.weights[: len(weights)])
-    if "peephole" in gradients:
-        assert_equal(gradients["peephole"], right.weights[-1])
+    others = [gradients[name] for name in ("peephole", "projection") if name in gradients]
+    assert_equal(others, right.weights[len(weights) :])
     if "initial_state" in gradients:
         assert_equal(gradients["initial_state"], right.initial_state)
 
@@ -289,34 +291,36 @@ def test_donated_buffers_are_not_read_after_they_are_written():
 
 EQUATIONS = ["simple_rnn", "indrnn", "gru", "gru_reset_before"]
 EQUATIONS += ["lstm_None_0", "lstm_None_3", "lstm_nig_2", "lstm_nfg_2", "lstm_nog_2", "lstm_cifg_2"]
+EQUATIONS += ["lstm_projected_0", "lstm_projected_3"]
 
 
-@pytest.mark.parametrize("masked_output_is_zero", [False, True])
+@pytest.mark.parametrize("every_option", [False, True])
 @pytest.mark.parametrize("name", EQUATIONS)
-def test_the_equations_in_jax_numpy_are_those_of_the_kernels(name, masked_output_is_zero, monkeypatch):
+def test_the_equations_in_jax_numpy_are_those_of_the_kernels(name, every_option, monkeypatch):
     case, (B, T, I, H) = CASES[name], (3, 5, 4, 6)
     rng = np.random.default_rng(0)
-    x, weights, peephole, states = random_problem_of(case, B, T, I, H, "float64", 0)
+    x, weights, others, states = random_problem_of(case, B, T, I, H, "float64", 0)
     settings = case.settings | {"mask": MASK, "return_sequences": True, "return_state": True}
-    if masked_output_is_zero:
+    if every_option:
         settings |= {
             "zero_output_for_mask": True,
             "go_backwards": True,
             "dropout_mask": factors((B, case.gates, I), rng, "float64"),
-            "recurrent_dropout_mask": factors((B, case.gates, H), rng, "float64"),
+            "recurrent_dropout_mask": factors((B, case.gates, len(weights[1])), rng, "float64"),
+            "zoneout_mask": [rng.random((B, T, s.shape[1])) for s in states],
         }
 
     @jax.jit
-    def run(x, weights, peephole, states, dy):
-        def outputs(x, weights, peephole, states):
+    def run(x, weights, others, states, dy):
+        def outputs(x, weights, others, states):
             function = getattr(bridge, case.functions[0].__name__)
-            return function(x, *weights, initial_state=states, **peephole, **settings)
+            return function(x, *weights, initial_state=states, **others, **settings)
 
-        y, transposed = jax.vjp(outputs, x, weights, peephole, states)
+        y, transposed = jax.vjp(outputs, x, weights, others, states)
         return y, transposed(dy)
 
-    arrays = jax.tree.map(jnp.asarray, (x, weights, peephole, states))
-    sizes = [(B, T, H)] + [(B, H)] * len(states)
+    arrays = jax.tree.map(jnp.asarray, (x, weights, others, states))
+    sizes = [(B, T, len(weights[1])), *(s.shape for s in states)]
     dy = tuple(jnp.asarray(rng.standard_normal(size)) for size in sizes)
     expected = run(*arrays, dy)
     monkeypatch.setattr(bridge._run, "bind", bind_equations)
@@ -398,6 +402,9 @@ def test_forward_mode_alone_is_refused_by_jax():
         ({"dropout_mask": np.ones((3, 3, 4))}, ValueError, r"dropout_mask must have shape \(3, 4, 4\)"),
         ({"recurrent_dropout_mask": np.ones((3, 6))}, ValueError, "recurrent_dropout_mask must have shape"),
         ({"recurrent_dropout_mask": np.ones((3, 4, 6), "float32")}, TypeError, "float64 like the kernel"),
+        ({"zoneout_mask": [None]}, ValueError, "zoneout_mask must have 2 items, got 1"),
+        ({"zoneout_mask": [None, np.ones((3, 5))]}, ValueError, r"zoneout_mask\[1\] must have shape"),
+        ({"projection": np.zeros((6, 5))}, ValueError, "projection must have shape"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(change, error, message, jit):
