@@ -128,7 +128,10 @@ def settings(
     """
     codes = []
     for given in chosen:
-        found = activations.get(given)
+        try:
+            found = activations.get(given)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
         if not isinstance(found, activations.Activation):
             raise TypeError(
                 f"{name}: an activation must be a name or an Activation, got {found!r}, Python functions that the "
@@ -592,12 +595,14 @@ def _run_by_name(
 def _mask_of(where: str, lengths: ArrayLike, mask: ArrayLike | None, x: ArrayLike) -> Array:
     """`functional.mask_of`; of lengths that are traced only dtype and shape are known, and checked."""
     given: Any = lengths
+    traced = isinstance(lengths, jax.core.Tracer)
     if isinstance(lengths, jax.core.Tracer):
         given = np.broadcast_to(np.zeros((), lengths.dtype), lengths.shape)
-    known = functional.mask_of(where, given, mask, jax.eval_shape(jnp.asarray, x))  # type: ignore[arg-type]
-    return (
-        jnp.asarray(known) if given is lengths else jnp.arange(known.shape[1]) < jnp.asarray(lengths)[:, None]
-    )
+    elif isinstance(lengths, jax.Array):
+        given = np.asarray(lengths)
+    of_its_shape = np.broadcast_to(np.zeros(()), np.shape(x))
+    known = functional.mask_of(where, given, mask, of_its_shape)  # type: ignore[arg-type]
+    return jnp.arange(known.shape[1]) < jnp.asarray(lengths)[:, None] if traced else jnp.asarray(known)
 
 
 # ---- By name
@@ -708,7 +713,10 @@ def lstm(
     >>> jax.grad(lambda x: lstm(x, kernel, recurrent_kernel).sum())(x).shape
     (8, 5, 3)
     """
-    cell = functional.lstm_cell(variant, peephole is not None, projection is not None)
+    try:
+        cell = functional.lstm_cell(variant, peephole is not None, projection is not None)
+    except ValueError as error:
+        raise ValueError(f"fastrnn.jax.lstm: {error}") from None
     chosen = functional.lstm_activations(variant, activation, recurrent_activation)
     return _run_by_name(
         "lstm", cell, chosen, x, [kernel, recurrent_kernel, bias, peephole, projection], **options
