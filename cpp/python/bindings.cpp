@@ -12,7 +12,9 @@
 #include <memory>
 #include <sstream>
 
+#include "calls.hpp"
 #include "fastrnn/fastrnn.hpp"
+#include "xla.hpp"
 
 namespace py = pybind11;
 
@@ -378,7 +380,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     py::tuple states(returns.state ? traits.states : 0);
     for (int s = 0; s < static_cast<int>(states.size()); ++s)
       states[s] = s == 0 && !returns.sequences ? copied(final_state[0]) : final_state[s];
-    if (!returns.sequences) clear_empty_rows(tape.options, y);
+    if (!returns.sequences) clear_empty_rows(tape.options, B, steps, y);
     return py::make_tuple(y, states, training ? py::cast(kept(std::move(tape))) : py::object(py::none()));
   }
 
@@ -488,9 +490,9 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
           tape.returns.state ? gradient(given[1 + s], s == 0 ? "dh" : "dc", {B, width(s)}) : py::object(py::none());
       if (!dfinal[s].is_none()) dfinal[s] = contiguous<T>(dfinal[s]);
     }
-    if (!tape.returns.sequences && !dy.is_none() && has_empty_rows(tape.options)) {
+    if (!tape.returns.sequences && !dy.is_none() && has_empty_rows(tape.options, B, steps)) {
       const py::array mended = copied(dy);
-      clear_empty_rows(tape.options, mended);
+      clear_empty_rows(tape.options, B, steps, mended);
       dy = mended;
     }
     if (!tape.returns.sequences && !dy.is_none())
@@ -507,10 +509,10 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       call.dy_time_stride = stride<T>(a, 1);
     }
     auto dx = empty<T>({B, steps, inputs}, where, "the gradient of x");
-    const Index direction = tape.returns.go_backwards ? -1 : 1;
-    call.dx = dx.mutable_data() + (tape.returns.go_backwards ? (steps - 1) * inputs : 0);
+    call.dx = dx.mutable_data();
     call.dx_batch_stride = steps * inputs;
-    call.dx_time_stride = direction * inputs;
+    call.dx_time_stride = inputs;
+    if (tape.returns.go_backwards) fastrnn::calls::start_at_last_step(call.dx, call.dx_time_stride, steps);
     auto dkernel = empty<T>({inputs, G * units}, where, "a gradient");
     auto drecurrent = empty<T>(shape_of(recurrent_kernel), where, "a gradient");
     call.dkernel = dkernel.mutable_data();
@@ -666,27 +668,17 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     return product;
   }
 
-  /// Rows that the mask leaves no step of: the last output of such a row is zero, not its initial state.
-  template <class F>
-  static void for_each_empty_row(const Options& options, F&& f) {
-    if (options.mask.is_none()) return;
-    const py::array mask = options.mask;
-    for (Index b = 0; b < mask.shape(0) && mask.shape(1) > 0; ++b) {
-      bool any = false;
-      for (Index t = 0; t < mask.shape(1); ++t) any = any || *static_cast<const std::uint8_t*>(mask.data(b, t));
-      if (!any) f(b);
-    }
+  /// mask [B, T], which checked_options made contiguous; null: none.
+  static const std::uint8_t* mask_data(const Options& options) {
+    return options.mask.is_none() ? nullptr : data<std::uint8_t>(options.mask);
   }
-  static bool has_empty_rows(const Options& options) {
+  static bool has_empty_rows(const Options& options, Index B, Index steps) {
     bool any = false;
-    for_each_empty_row(options, [&](Index) { any = true; });
+    fastrnn::calls::for_each_empty_row(mask_data(options), B, steps, [&](Index) { any = true; });
     return any;
   }
-  void clear_empty_rows(const Options& options, const py::array& y) const {
-    for_each_empty_row(options, [&](Index b) {
-      T* const row = const_cast<T*>(data<T>(y)) + b * outputs;
-      std::fill(row, row + outputs, T(0));
-    });
+  void clear_empty_rows(const Options& options, Index B, Index steps, const py::array& y) const {
+    fastrnn::calls::clear_empty_rows(mask_data(options), B, steps, outputs, const_cast<T*>(data<T>(y)));
   }
 
   Options checked_options(const Options& given, Index B, Index steps) const {
@@ -792,29 +784,25 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     Call call{};
     call.batch = x.shape(0);
     call.time = x.shape(1);
-    const bool backwards = go_backwards && call.time > 0;
     if (options.embedding.is_none()) {
+      call.x = data<T>(x);
       call.x_batch_stride = stride<T>(x, 0);
       call.x_time_stride = stride<T>(x, 1);
-      call.x = data<T>(x) + (backwards ? (call.time - 1) * call.x_time_stride : 0);
+      if (go_backwards) fastrnn::calls::start_at_last_step(call.x, call.x_time_stride, call.time);
     } else {
+      call.ids = data<Index>(x);
       call.x_batch_stride = stride<Index>(x, 0);
       call.x_time_stride = stride<Index>(x, 1);
-      call.ids = data<Index>(x) + (backwards ? (call.time - 1) * call.x_time_stride : 0);
+      if (go_backwards) fastrnn::calls::start_at_last_step(call.ids, call.x_time_stride, call.time);
       call.embedding = data<T>(options.embedding);
     }
-    if (backwards) call.x_time_stride = -call.x_time_stride;
     for (int s = 0; s < traits.states; ++s)
       call.initial_state[s] = initial[s].is_none() ? nullptr : data<T>(initial[s]);
     if (!options.mask.is_none()) {
-      const py::array mask = options.mask;
-      call.mask = static_cast<const std::uint8_t*>(mask.data());
-      call.mask_batch_stride = mask.strides(0);
-      call.mask_time_stride = mask.strides(1);
-      if (go_backwards && call.time > 0) {
-        call.mask += (call.time - 1) * call.mask_time_stride;
-        call.mask_time_stride = -call.mask_time_stride;
-      }
+      call.mask = mask_data(options);
+      call.mask_batch_stride = call.time;
+      call.mask_time_stride = 1;
+      if (go_backwards) fastrnn::calls::start_at_last_step(call.mask, call.mask_time_stride, call.time);
       call.masked_output_is_zero = options.zero_output_for_mask;
     }
     if (!options.dropout_mask.is_none() && !shares_dropout_mask(options))
@@ -824,8 +812,9 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       if (options.zoneout_mask[s].is_none()) continue;
       const py::array mask = options.zoneout_mask[s];
       call.zoneout_batch_stride[s] = stride<T>(mask, 0);
-      call.zoneout_time_stride[s] = backwards ? -stride<T>(mask, 1) : stride<T>(mask, 1);
-      call.zoneout[s] = data<T>(mask) + (backwards ? (call.time - 1) * stride<T>(mask, 1) : 0);
+      call.zoneout_time_stride[s] = stride<T>(mask, 1);
+      call.zoneout[s] = data<T>(mask);
+      if (go_backwards) fastrnn::calls::start_at_last_step(call.zoneout[s], call.zoneout_time_stride[s], call.time);
     }
     call.threads = options.threads;
     return call;
@@ -1103,4 +1092,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("isa", &fastrnn::isa);
   m.def("set_isa", &fastrnn::set_isa, py::arg("name"));
   m.def("compiler", &fastrnn::compiler);
+  m.def("xla_handlers", [] {
+    const auto capsule = [](xla_ffi::Handler* handler) { return py::capsule(reinterpret_cast<void*>(handler)); };
+    return py::dict(py::arg("forward") = capsule(&fastrnn::xla::forward),
+                    py::arg("backward") = capsule(&fastrnn::xla::backward));
+  });
 }
