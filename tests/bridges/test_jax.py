@@ -296,7 +296,7 @@ EQUATIONS += ["lstm_projected_0", "lstm_projected_3"]
 
 @pytest.mark.parametrize("every_option", [False, True])
 @pytest.mark.parametrize("name", EQUATIONS)
-def test_the_equations_in_jax_numpy_are_those_of_the_kernels(name, every_option, monkeypatch, request):
+def test_the_equations_in_jax_numpy_are_those_of_the_kernels(name, every_option, monkeypatch):
     case, (B, T, I, H) = CASES[name], (3, 5, 4, 6)
     rng = np.random.default_rng(0)
     x, weights, others, states = random_problem_of(case, B, T, I, H, "float64", 0)
@@ -319,11 +319,6 @@ def test_the_equations_in_jax_numpy_are_those_of_the_kernels(name, every_option,
         y, transposed = jax.vjp(outputs, x, weights, others, states)
         return y, transposed(dy)
 
-    if name == "indrnn" and every_option:
-        # The kernels mix h times its factors, not h, into the new state.
-        request.applymarker(
-            pytest.mark.xfail(reason="zoneout of IndRNN with recurrent_dropout_mask is wrong")
-        )
     arrays = jax.tree.map(jnp.asarray, (x, weights, others, states))
     sizes = [(B, T, len(weights[1])), *(s.shape for s in states)]
     dy = tuple(jnp.asarray(rng.standard_normal(size)) for size in sizes)
