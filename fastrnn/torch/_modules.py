@@ -16,8 +16,23 @@ DTYPES = (torch.float32, torch.float64)
 MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
 
-def _require_tensors(where: str, named: Sequence[tuple[str, Tensor]], dtype: torch.dtype) -> None:
-    """Refuse what the kernels can't read; `dtype` is that of the weights."""
+def _weights_of(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
+    """The weights that a module has now; functional_call may have put others there."""
+    if not torch.compiler.is_compiling():
+        parameters: Any = module._parameters
+        try:
+            return [parameters[name] for name in names]
+        except KeyError:  # computed, by weight_norm or a parametrization
+            pass
+    return [getattr(module, name) for name in names]
+
+
+def _require_tensors(
+    where: str, names: Sequence[str], weights: Sequence[Tensor], input: Tensor, states: Sequence[Tensor]
+) -> None:
+    """Refuse what the kernels can't read."""
+    dtype = weights[0].dtype
+    named = [*zip(names, weights, strict=True), ("input", input), *zip(("hx", "cx"), states, strict=False)]
     for name, t in named:
         if t.device.type not in ("cpu", "meta"):
             raise RuntimeError(
@@ -34,25 +49,11 @@ def _require_tensors(where: str, named: Sequence[tuple[str, Tensor]], dtype: tor
             )
         if t.dtype is not dtype:
             advice = (
-                "under torch.autocast, call it within torch.autocast('cpu', enabled=False) and convert there"
+                f"torch.autocast is on: call the layer within torch.autocast('cpu', enabled=False), with {name}.to({dtype})"
                 if torch.is_autocast_enabled("cpu")
-                else "convert it, or the model with model.to(...)"
+                else f"convert it with {name}.to({dtype}), or the model with model.to({t.dtype})"
             )
-            raise ValueError(
-                f"{where}: {name} must have the dtype of the weights, {dtype}, got {t.dtype}; {advice}: "
-                f"{name}.to({dtype})"
-            )
-
-
-def _fits(tensors: Sequence[Tensor]) -> bool:
-    """Whether there is nothing for `_require_tensors` to refuse; it is asked first because it is faster."""
-    dtype = tensors[0].dtype
-    if dtype is not torch.float32 and dtype is not torch.float64:
-        return False
-    for t in tensors:
-        if t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided:
-            return False
-    return True
+            raise ValueError(f"{where}: {name} must be {dtype} like the weights, got {t.dtype}; {advice}")
 
 
 class _Recurrent(torch.nn.RNNBase):
@@ -60,16 +61,6 @@ class _Recurrent(torch.nn.RNNBase):
 
     def _where(self) -> str:
         return f"fastrnn.torch.{type(self).__name__}"
-
-    def _weights(self) -> list[Tensor]:
-        """The parameters layer by layer and direction by direction: those of now, which functional_call may have set."""
-        if torch.compiler.is_compiling():
-            return [getattr(self, name) for name in self._flat_weights_names]
-        parameters: Any = self._parameters
-        try:
-            return [parameters[name] for name in self._flat_weights_names]
-        except KeyError:  # a weight that is computed, by weight_norm or a parametrization
-            return [getattr(self, name) for name in self._flat_weights_names]
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Runs the layers; arguments and results are torch.nn's."""
@@ -115,11 +106,10 @@ class _Recurrent(torch.nn.RNNBase):
         self, x: Tensor, mask: Tensor | None, padding: _Padding | None, states: Sequence[Tensor], batch_first: bool
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """y and the final states [layers * D, B, H] of x [B, T, I] or [T, B, I]."""
-        weights = self._weights()
-        if not _fits((*weights, x, *states)):
-            named = [(n, w) for n, w in zip(self._flat_weights_names, weights, strict=True)]
-            named += [("input", x), *zip(("hx", "cx"), states, strict=False)]
-            _require_tensors(self._where(), named, weights[0].dtype)
+        weights = _weights_of(self, self._flat_weights_names)
+        plain = _ops.is_plain((*weights, x, *states))
+        if not plain:
+            _require_tensors(self._where(), self._flat_weights_names, weights, x, states)
         if x.shape[2] != self.input_size:
             raise RuntimeError(
                 f"{self._where()}: input.size(-1) must be equal to input_size. Expected {self.input_size}, got "
@@ -137,7 +127,7 @@ class _Recurrent(torch.nn.RNNBase):
                 f"{self._where()}: Expected hidden[{i}] size {{}}, got {{}}",
             )
         if layers == 1:
-            y, *finals = _ops.layer(self.mode, x, mask, states, weights, directions, batch_first)
+            y, *finals = _ops.layer(self.mode, x, mask, states, weights, directions, batch_first, plain)
             return y, finals
         drops = self.dropout > 0 and self.training
         n = len(weights) // layers
@@ -157,6 +147,7 @@ class _Recurrent(torch.nn.RNNBase):
                 weights[layer * n : (layer + 1) * n],
                 directions,
                 batch_first and last,
+                plain,
             )
             by_layer.append(finals)
             if drops and not last:
@@ -238,6 +229,8 @@ class GRU(_Recurrent, torch.nn.GRU):
 
 # ---- Cells
 
+CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
 
 def _step(
     cell: torch.nn.RNNCellBase, mode: str, input: Tensor, states: Sequence[Tensor]
@@ -250,13 +243,11 @@ def _step(
         if s.dim() != input.dim():
             raise ValueError(f"{where}: hx must have as many dimensions as input, {input.dim()}, got {s.dim()}")
     batched = input.dim() == 2
-    weights = [cell.weight_ih, cell.weight_hh]
-    if cell.bias:
-        weights += [cell.bias_ih, cell.bias_hh]
-    if not _fits((*weights, input, *states)):
-        named = [(n, w) for n, w in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), weights, strict=False)]
-        named += [("input", input), *zip(("hx", "cx"), states, strict=False)]
-        _require_tensors(where, named, weights[0].dtype)
+    names = CELL_WEIGHTS if cell.bias else CELL_WEIGHTS[:2]
+    weights = _weights_of(cell, names)
+    plain = _ops.is_plain((*weights, input, *states))
+    if not plain:
+        _require_tensors(where, CELL_WEIGHTS, weights, input, states)
     if input.shape[-1] != cell.input_size:
         raise RuntimeError(f"{where}: input has inconsistent input_size: got {input.shape[-1]} expected {cell.input_size}")
     x = input.unsqueeze(1) if batched else input.view(1, 1, -1)
@@ -265,7 +256,7 @@ def _step(
         if s.shape != expected:
             raise RuntimeError(f"{where}: hx must have shape {expected}, got {tuple(s.shape)}")
     of_layer = [s.unsqueeze(0) if batched else s.view(1, 1, -1) for s in states]
-    _, *new = _ops.layer(mode, x, None, of_layer, weights, 1, True)
+    _, *new = _ops.layer(mode, x, None, of_layer, weights, 1, True, plain)
     return tuple(s[0] if batched else s[0, 0] for s in new)
 
 

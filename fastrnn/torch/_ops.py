@@ -9,8 +9,8 @@ What all functions take, in PyTorch's terms (B batch, T time, I inputs, H units,
     weights      of each direction w_ih, w_hh and, if there are any, b_ih, b_hh, as torch.nn has them
 
 `layer` is what the modules call. For plain tensors it goes straight to the kernels; for all that watches operators (the
-compiler, export, tracing, tensor subclasses, dispatch modes) through `torch.ops.fastrnn.layer`. Both end in the same two
-functions, `_forward` and `_backward`, which are the only ones that know NumPy.
+compiler, export, tracing, tensor subclasses, dispatch modes) through `torch.ops.fastrnn.layer`, which takes some ten
+microseconds more. Both end in the same two functions, `_forward` and `_backward`, the only ones that know NumPy.
 """
 
 from __future__ import annotations
@@ -68,23 +68,19 @@ def _prepared(mode: str, weights: Sequence[Tensor]) -> Weights:
     cell = CELLS[mode]
     kernel, recurrent, *biases = [w.numpy() for w in weights]
     bias = None
-    if mode == "GRU":  # r z n here, z r n there
-        kernel, recurrent = _swapped(kernel), _swapped(recurrent)
+    if mode == "GRU":
+        kernel, recurrent = np.concatenate(_swapped(kernel)), np.concatenate(_swapped(recurrent))
         if biases:
-            bias = np.stack([_swapped(b) for b in biases])
+            bias = np.concatenate(_swapped(biases[0]) + _swapped(biases[1])).reshape(2, -1)
     elif biases:
         bias = biases[0] + biases[1]
     return Weights(cell.name, kernel.T, recurrent.T, bias, activations=cell.activations, name=cell.where)
 
 
-def _swapped(w: Array) -> Array:
-    """Rows z r n of rows r z n, and the other way round."""
+def _swapped(w: Array) -> tuple[Array, Array, Array]:
+    """The rows of a GRU's gates in the kernels' order z r n, of r z n; and the other way round."""
     units = len(w) // 3
-    new = np.empty_like(w, order="C")
-    new[:units] = w[units : 2 * units]
-    new[units : 2 * units] = w[:units]
-    new[2 * units :] = w[2 * units :]
-    return new
+    return w[units : 2 * units], w[:units], w[2 * units :]
 
 
 def _batch_first(array: Array, batch_first: bool) -> Array:
@@ -104,8 +100,9 @@ def _forward(
     """[y, h, (c)], the tapes of the directions if `training`, and the prepared weights."""
     n = len(weights) // directions
     units = weights[1].shape[1]
-    y = torch.empty((x.shape[0], x.shape[1], directions * units), dtype=x.dtype, device="cpu")
-    x_array, y_array = x.numpy(), y.numpy()
+    x_array = x.numpy()
+    y_array = np.empty((x_array.shape[0], x_array.shape[1], directions * units), x_array.dtype)
+    y = torch.from_numpy(y_array)
     if not batch_first:
         x_array, y_array = x_array.transpose(1, 0, 2), y_array.transpose(1, 0, 2)
     options: dict[str, Any] = {"return_sequences": True, "return_state": True}
@@ -183,7 +180,9 @@ def _backward(
         dkernel, drecurrent, *dbias = found.weights
         if mode == "GRU":
             dweights += [_swapped_gradient(dkernel), _swapped_gradient(drecurrent)]
-            dweights += [torch.from_numpy(np.stack([_swapped(b) for b in row])) for row in dbias]
+            dweights += [
+                torch.from_numpy(np.concatenate(_swapped(b[0]) + _swapped(b[1])).reshape(2, -1)) for b in dbias
+            ]
         else:
             dweights += [torch.from_numpy(dkernel).t(), torch.from_numpy(drecurrent).t()]
             dweights += [torch.from_numpy(b) for b in dbias]
@@ -229,17 +228,20 @@ _OPS: Any = torch.ops.fastrnn
 
 
 @torch.library.impl("fastrnn::layer", "CPU")
+@torch.no_grad()
 def _layer_cpu(*args: Any) -> list[Tensor]:
     return _forward(*args, training=False)[0]
 
 
 @torch.library.impl("fastrnn::layer_with_tape", "CPU")
+@torch.no_grad()
 def _layer_with_tape_cpu(*args: Any) -> list[Tensor]:
     outputs, tapes, _ = _forward(*args, training=True)
     return outputs + tapes
 
 
 @torch.library.impl("fastrnn::layer_backward", "CPU")
+@torch.no_grad()
 def _layer_backward_cpu(*args: Any) -> list[Tensor]:
     return _backward(*args)
 
@@ -308,19 +310,23 @@ def _layer_backward_fake(
 # ---- Gradients
 
 
-def _is_plain(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether these are tensors whose memory is theirs to read, and nothing watches the operators called on them."""
+def is_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether the kernels can read these tensors where they are, and nothing watches the operators called on them."""
     if (
-        torch._C._len_torch_dispatch_stack()
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return False
+    dtype = tensors[0].dtype
+    if dtype is not torch.float32 and dtype is not torch.float64:
+        return False
     for t in tensors:
         kind = type(t)
-        if kind is not Tensor and kind is not Parameter and t is not None:
+        if kind is not Tensor and kind is not Parameter:
             return False
-        if t is not None and not t.is_cpu:
+        if t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided:
             return False
     return True
 
@@ -334,6 +340,13 @@ def _one_by_one(function: Any, info: Any, in_dims: Sequence[Any], args: Sequence
     return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
 
 
+def _no_jvp(ctx: Any, *tangents: Any) -> Any:
+    raise NotImplementedError(
+        "fastrnn.torch: gradients must be taken in reverse mode, got a call of forward mode (torch.func.jvp, jacfwd, "
+        "torch.autograd.forward_ad), which fastrnn's kernels don't have; use vjp, jacrev, or torch.nn's module"
+    )
+
+
 class _Layer(torch.autograd.Function):
     """[y, h, (c), *tapes] of mode, mask, directions, batch_first, the number of states, x, *states, *weights."""
 
@@ -342,9 +355,6 @@ class _Layer(torch.autograd.Function):
         mode: str, mask: Tensor | None, directions: int, batch_first: bool, n: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         args = (mode, tensors[0], mask, tensors[1 : 1 + n], tensors[1 + n :], directions, batch_first)
-        if _is_plain((*tensors, mask)):
-            outputs, tapes, _ = _forward(*args, training=True)
-            return (*outputs, *tapes)
         return tuple(_OPS.layer_with_tape(*args))
 
     @staticmethod
@@ -355,21 +365,54 @@ class _Layer(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(mask, *tensors, *tapes)
         ctx.arguments = (mode, directions, batch_first, n, len(tensors) - 1 - n)
+        ctx.prepared = None
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        mode, directions, batch_first, n_states, n_weights = ctx.arguments
-        mask, *tensors = ctx.saved_tensors
-        states = CELLS[mode].states
-        found = _LayerBackward.apply(
-            mode, mask, directions, batch_first, n_states, n_weights, *gradients[: 1 + states], *tensors
-        )
-        dstates = found[1 : 1 + states] if n_states else ()
-        return (None,) * 5 + (found[0], *dstates, *_as_parameters(mode, found[1 + states :], n_weights, directions))
+        return _gradients_of_layer(ctx, gradients)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return _one_by_one(_Layer, info, in_dims, args)
+
+    jvp = staticmethod(_no_jvp)
+
+
+class _PlainLayer(torch.autograd.Function):
+    """`_Layer` for plain tensors, without tapes in its results: with less around the kernels, and weights packed once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, mode: str, mask: Tensor | None, directions: int, batch_first: bool, n: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        outputs, tapes, ctx.prepared = _forward(
+            mode, tensors[0], mask, tensors[1 : 1 + n], tensors[1 + n :], directions, batch_first, True
+        )
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(mask, *tensors, *tapes)
+        ctx.arguments = (mode, directions, batch_first, n, len(tensors) - 1 - n)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        return _gradients_of_layer(ctx, gradients)
+
+    jvp = staticmethod(_no_jvp)
+
+
+def _gradients_of_layer(ctx: Any, gradients: Sequence[Tensor | None]) -> Any:
+    mode, directions, batch_first, n_states, n_weights = ctx.arguments
+    mask, *tensors = ctx.saved_tensors
+    states = CELLS[mode].states
+    given = gradients[: 1 + states]
+    found: Sequence[Tensor]
+    if not torch.is_grad_enabled() and is_plain([*tensors, *(g for g in given if g is not None)]):
+        _, x, of_states, weights, tapes = _parted(mode, n_states, n_weights, (*given, *tensors))
+        found = _backward(mode, given, x, mask, of_states, weights, directions, batch_first, tapes, ctx.prepared)
+    else:
+        found = _LayerBackward.apply(mode, mask, directions, batch_first, n_states, n_weights, *given, *tensors)
+    dstates = found[1 : 1 + states] if n_states else ()
+    return (None,) * 5 + (found[0], *dstates, *_as_parameters(mode, found[1 + states :], n_weights, directions))
 
 
 def _as_parameters(mode: str, dweights: Sequence[Tensor], n_weights: int, directions: int) -> list[Tensor]:
@@ -399,7 +442,7 @@ class _LayerBackward(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         gradients, x, states, weights, tapes = _parted(mode, n_states, n_weights, tensors)
         args = (mode, gradients, x, mask, states, weights, directions, batch_first, tapes)
-        return tuple(_backward(*args) if _is_plain((*tensors, mask)) else _OPS.layer_backward(*args))
+        return tuple(_OPS.layer_backward(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -446,6 +489,8 @@ class _LayerBackward(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return _one_by_one(_LayerBackward, info, in_dims, args)
 
+    jvp = staticmethod(_no_jvp)
+
 
 def _parted(mode: str, n_states: int, n_weights: int, tensors: Sequence[Any]) -> tuple[Any, ...]:
     """Gradients of the outputs, x, states, weights, tapes."""
@@ -483,12 +528,15 @@ def _of_parameters(
     return found
 
 
+def _requires_grad(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 @torch.library.impl("fastrnn::layer", "Autograd")
 def _layer_autograd(*args: Any) -> list[Tensor]:
     mode, x, mask, states, weights, directions, batch_first = args
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights)):
-        found = _Layer.apply(mode, mask, directions, batch_first, len(states), x, *states, *weights)
-        return list(found[: 1 + CELLS[mode].states])
+    if _requires_grad((x, *states, *weights)):
+        return _recorded(mode, mask, directions, batch_first, states, (x, *states, *weights))
     with torch._C._AutoDispatchBelowAutograd():
         return list(_OPS.layer(*args))
 
@@ -497,12 +545,23 @@ def _layer_autograd(*args: Any) -> list[Tensor]:
 def _layer_backward_autograd(*args: Any) -> list[Tensor]:
     mode, gradients, x, mask, states, weights, directions, batch_first, tapes = args
     tensors = (*gradients, x, *states, *weights, *tapes)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return list(
-            _LayerBackward.apply(mode, mask, directions, batch_first, len(states), len(weights), *tensors)
-        )
+    if _requires_grad(tensors):
+        n = (len(states), len(weights))
+        return list(_LayerBackward.apply(mode, mask, directions, batch_first, *n, *tensors))
     with torch._C._AutoDispatchBelowAutograd():
         return list(_OPS.layer_backward(*args))
+
+
+def _recorded(
+    mode: str,
+    mask: Tensor | None,
+    directions: int,
+    batch_first: bool,
+    states: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+) -> list[Tensor]:
+    found = _Layer.apply(mode, mask, directions, batch_first, len(states), *tensors)
+    return list(found[: 1 + CELLS[mode].states])
 
 
 # ---- What modules call
@@ -516,17 +575,22 @@ def layer(
     weights: Sequence[Tensor],
     directions: int,
     batch_first: bool,
+    plain: bool,
 ) -> Sequence[Tensor]:
-    """[y, h, (c)]: y [B, T, D * H] or [T, B, D * H], the directions side by side; h and c [D, B, H]."""
-    tensors = (x, *states, *weights)
-    if torch.compiler.is_compiling() or not _is_plain(tensors):
-        if torch._C._functorch.peek_interpreter_stack() is None or torch.compiler.is_compiling():
-            return list(_OPS.layer(mode, x, mask, states, weights, directions, batch_first))
-        found = _Layer.apply(mode, mask, directions, batch_first, len(states), *tensors)
-        return list(found[: 1 + CELLS[mode].states])
-    if torch.is_grad_enabled():
-        for t in tensors:
-            if t.requires_grad:
-                found = _Layer.apply(mode, mask, directions, batch_first, len(states), *tensors)
-                return found[: 1 + CELLS[mode].states]
-    return _forward(mode, x, mask, states, weights, directions, batch_first, False)[0]
+    """[y, h, (c)]: y [B, T, D * H] or [T, B, D * H], the directions side by side; h and c [D, B, H].
+
+    `plain`: what `is_plain` says of all tensors but the mask, which is one if they are.
+    """
+    if plain:
+        if torch.is_grad_enabled():
+            tensors = (x, *states, *weights)
+            for t in tensors:
+                if t.requires_grad:
+                    found: Sequence[Tensor] = _PlainLayer.apply(
+                        mode, mask, directions, batch_first, len(states), *tensors
+                    )
+                    return found
+        return _forward(mode, x, mask, states, weights, directions, batch_first, False)[0]
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        return _recorded(mode, mask, directions, batch_first, states, (x, *states, *weights))
+    return list(_OPS.layer(mode, x, mask, states, weights, directions, batch_first))
