@@ -14,7 +14,7 @@ import fastrnn.torch
 from fastrnn import functional
 
 
-def microseconds(call, calls=300, groups=60):
+def microseconds(call, calls=30, groups=600):
     call()
     shortest = float("inf")
     for _ in range(groups):
@@ -49,7 +49,7 @@ def main():
 
             with torch.no_grad():
                 module, other = (microseconds(lambda m=m, x=x: m(x)) for m in (ours, theirs))
-            both = [microseconds(lambda m=m, f=train: f(m), 100) for m in (ours, theirs)]
+            both = [microseconds(lambda m=m, f=train: f(m)) for m in (ours, theirs)]
             print(
                 f"{name + kind:26}{kernels:9.1f}{module:9.1f}{module - kernels:9.1f}{other:10.1f}{both[0]:10.1f}{both[1]:10.1f}"
             )

@@ -98,43 +98,41 @@ def _forward(
     training: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Weights]]:
     """[y, h, (c)], the tapes of the directions if `training`, and the prepared weights."""
-    n = len(weights) // directions
-    units = weights[1].shape[1]
-    x_array = x.numpy()
+    x_array, units = x.numpy(), weights[1].shape[1]
     y_array = np.empty((x_array.shape[0], x_array.shape[1], directions * units), x_array.dtype)
     y = torch.from_numpy(y_array)
     if not batch_first:
         x_array, y_array = x_array.transpose(1, 0, 2), y_array.transpose(1, 0, 2)
-    options: dict[str, Any] = {"return_sequences": True, "return_state": True}
-    if mask is not None:
-        options |= {"mask": mask.numpy(), "zero_output_for_mask": True}
-    initial = [s.numpy() for s in states]
-    if directions == 1:
-        prepared = _prepared(mode, weights)
-        options |= {"initial_state": [s[0] for s in initial] or None, "out": y_array}
-        if training:
-            outputs, tape = functional.run_forward(prepared, x_array, **options)
-            tapes = [torch.from_numpy(tape.saved)]
-        else:
-            outputs, tapes = functional.run(prepared, x_array, **options), []
-        return [y, *[torch.from_numpy(s[None]) for s in outputs[1:]]], tapes, [prepared]
+    mask_array = None if mask is None else mask.numpy()
+    run: Any = functional.run_forward if training else functional.run
+    n = len(weights) // directions
     finals, tapes, all_prepared = [], [], []
     for d in range(directions):
-        prepared = _prepared(mode, weights[n * d : n * (d + 1)])
-        out = y_array[:, :, units * d : units * (d + 1)]
-        options |= {
-            "initial_state": [s[d] for s in initial] or None,
-            "go_backwards": d == 1,
-            "out": out[:, ::-1] if d else out,  # the kernels write in the order in which they compute
-        }
+        prepared = _prepared(mode, weights if directions == 1 else weights[n * d : n * (d + 1)])
+        out = y_array
+        if directions == 2:  # the kernels write in the order in which they compute
+            out = y_array[:, ::-1, units:] if d else y_array[:, :, :units]
+        outputs = run(
+            prepared,
+            x_array,
+            initial_state=[s[d].numpy() for s in states] if states else None,
+            mask=mask_array,
+            zero_output_for_mask=True,
+            return_sequences=True,
+            return_state=True,
+            go_backwards=d == 1,
+            out=out,
+        )
         if training:
-            outputs, tape = functional.run_forward(prepared, x_array, **options)
+            outputs, tape = outputs
             tapes.append(torch.from_numpy(tape.saved))
-        else:
-            outputs = functional.run(prepared, x_array, **options)
-        finals.append(outputs[1:])
+        finals.append(outputs)
         all_prepared.append(prepared)
-    return [y, *[torch.from_numpy(np.stack(s)) for s in zip(*finals, strict=True)]], tapes, all_prepared
+    if directions == 1:
+        results = [y, *[torch.from_numpy(s[None]) for s in finals[0][1:]]]
+    else:
+        results = [y, *[torch.from_numpy(np.stack(pair)) for pair in zip(finals[0][1:], finals[1][1:], strict=True)]]
+    return results, tapes, all_prepared
 
 
 def _backward(
@@ -158,17 +156,22 @@ def _backward(
     x_array = _batch_first(x.numpy(), batch_first)
     given = [None if g is None else g.numpy() for g in gradients]
     dy = None if given[0] is None else _batch_first(given[0], batch_first)
-    options: dict[str, Any] = {"return_sequences": True, "return_state": True}
-    if mask is not None:
-        options |= {"mask": mask.numpy(), "zero_output_for_mask": True}
-    initial = [s.numpy() for s in states]
+    mask_array = None if mask is None else mask.numpy()
     dx: Tensor | None = None
     dweights: list[Tensor] = []
     dstates = []
     for d in range(directions):
         w = prepared[d] if prepared else _prepared(mode, weights[n * d : n * (d + 1)])
         tape = functional.restore_tape(
-            w, tapes[d].numpy(), x_array, [s[d] for s in initial] or None, go_backwards=d == 1, **options
+            w,
+            tapes[d].numpy(),
+            x_array,
+            [s[d].numpy() for s in states] if states else None,
+            mask=mask_array,
+            zero_output_for_mask=True,
+            return_sequences=True,
+            return_state=True,
+            go_backwards=d == 1,
         )
         dy_of = dy
         if directions == 2 and dy is not None:
