@@ -28,7 +28,8 @@ def microseconds(call, calls=30, groups=600):
 def main():
     fastrnn.set_num_threads(1)
     torch.set_num_threads(1)
-    print(f"{'':26}{'kernels':>9}{'module':>9}{'added':>9}{'torch.nn':>10}{'training':>10}{'torch.nn':>10}   µs")
+    columns = ("kernels", "module", "added", "torch.nn", "training", "torch.nn")
+    print(f"{'µs':10}{''.join(f'{c:>10}' for c in columns)}")
     for name, cell, gates in [("RNN", "simple_rnn", 1), ("LSTM", "lstm", 4), ("GRU", "gru", 3)]:
         for kind in ("", "Cell"):
             ours, theirs = (getattr(m, name + kind)(4, 4) for m in (fastrnn.torch, torch.nn))
@@ -50,9 +51,8 @@ def main():
             with torch.no_grad():
                 module, other = (microseconds(lambda m=m, x=x: m(x)) for m in (ours, theirs))
             both = [microseconds(lambda m=m, f=train: f(m)) for m in (ours, theirs)]
-            print(
-                f"{name + kind:26}{kernels:9.1f}{module:9.1f}{module - kernels:9.1f}{other:10.1f}{both[0]:10.1f}{both[1]:10.1f}"
-            )
+            times = [f"{t:10.1f}" for t in (kernels, module, module - kernels, other, *both)]
+            print(f"{name + kind:10}{''.join(times)}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class Model(nn.Module):
         self.dense = nn.Linear(32, 1)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the score, above 0 for more ones than zeros."""
         _, h = self.gru(self.embedding(ids))
         return self.dense(h[-1])[:, 0]
 
@@ -47,7 +48,9 @@ def batch_of(step: int, rows: int = 64, time: int = 25) -> tuple[Tensor, Tensor]
 def train(steps: int = 60) -> tuple[nn.Module, list[float]]:
     """Train in this process, one of those of the process group, or alone if there is none."""
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    torch.manual_seed(0)  # the same model everywhere; DistributedDataParallel would also send rank 0's to the others
+    torch.manual_seed(
+        0
+    )  # the same model everywhere; DistributedDataParallel would also send rank 0's to the others
     model: nn.Module = Model()
     if processes > 1:
         model = nn.parallel.DistributedDataParallel(model)

@@ -63,6 +63,7 @@ def accelerate(model: torch.nn.Module) -> Accelerated:
             f"fastrnn.torch.accelerate: model must be a torch.nn.Module, got a {type(model).__name__}; pass the model"
         )
     replaced, kept = [], {}
+    module: torch.nn.Module
     for name, module in model.named_modules():
         if type(module) in REPLACEMENTS.values() or not isinstance(
             module, (torch.nn.RNNBase, torch.nn.RNNCellBase)
@@ -70,7 +71,7 @@ def accelerate(model: torch.nn.Module) -> Accelerated:
             continue
         reason = _reason_to_keep(module)
         if reason is None:
-            module.__class__ = REPLACEMENTS[type(module)]
+            module.__class__ = REPLACEMENTS[type(module)]  # type: ignore[assignment]
             replaced.append(name)
         else:
             kept[name] = reason

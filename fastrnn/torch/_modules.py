@@ -103,7 +103,12 @@ class _Recurrent(torch.nn.RNNBase):
         return packed, (tuple(finals) if self.mode == "LSTM" else finals[0])
 
     def _run(
-        self, x: Tensor, mask: Tensor | None, padding: _Padding | None, states: Sequence[Tensor], batch_first: bool
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        padding: _Padding | None,
+        states: Sequence[Tensor],
+        batch_first: bool,
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """y and the final states [layers * D, B, H] of x [B, T, I] or [T, B, I]."""
         weights = _weights_of(self, self._flat_weights_names)
@@ -241,7 +246,9 @@ def _step(
         raise ValueError(f"{where}: input must have 1 or 2 dimensions, got {input.dim()}")
     for s in states:
         if s.dim() != input.dim():
-            raise ValueError(f"{where}: hx must have as many dimensions as input, {input.dim()}, got {s.dim()}")
+            raise ValueError(
+                f"{where}: hx must have as many dimensions as input, {input.dim()}, got {s.dim()}"
+            )
     batched = input.dim() == 2
     names = CELL_WEIGHTS if cell.bias else CELL_WEIGHTS[:2]
     weights = _weights_of(cell, names)
@@ -249,7 +256,9 @@ def _step(
     if not plain:
         _require_tensors(where, CELL_WEIGHTS, weights, input, states)
     if input.shape[-1] != cell.input_size:
-        raise RuntimeError(f"{where}: input has inconsistent input_size: got {input.shape[-1]} expected {cell.input_size}")
+        raise RuntimeError(
+            f"{where}: input has inconsistent input_size: got {input.shape[-1]} expected {cell.input_size}"
+        )
     x = input.unsqueeze(1) if batched else input.view(1, 1, -1)
     expected = (len(input), cell.hidden_size) if batched else (cell.hidden_size,)
     for s in states:

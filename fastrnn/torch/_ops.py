@@ -131,7 +131,10 @@ def _forward(
     if directions == 1:
         results = [y, *[torch.from_numpy(s[None]) for s in finals[0][1:]]]
     else:
-        results = [y, *[torch.from_numpy(np.stack(pair)) for pair in zip(finals[0][1:], finals[1][1:], strict=True)]]
+        results = [
+            y,
+            *[torch.from_numpy(np.stack(pair)) for pair in zip(finals[0][1:], finals[1][1:], strict=True)],
+        ]
     return results, tapes, all_prepared
 
 
@@ -184,7 +187,8 @@ def _backward(
         if mode == "GRU":
             dweights += [_swapped_gradient(dkernel), _swapped_gradient(drecurrent)]
             dweights += [
-                torch.from_numpy(np.concatenate(_swapped(b[0]) + _swapped(b[1])).reshape(2, -1)) for b in dbias
+                torch.from_numpy(np.concatenate(_swapped(b[0]) + _swapped(b[1])).reshape(2, -1))
+                for b in dbias
             ]
         else:
             dweights += [torch.from_numpy(dkernel).t(), torch.from_numpy(drecurrent).t()]
@@ -233,14 +237,18 @@ _OPS: Any = torch.ops.fastrnn
 @torch.library.impl("fastrnn::layer", "CPU")
 @torch.no_grad()
 def _layer_cpu(*args: Any) -> list[Tensor]:
-    return _forward(*args, training=False)[0]
+    forward: Any = _forward
+    results: list[Tensor] = forward(*args, training=False)[0]
+    return results
 
 
 @torch.library.impl("fastrnn::layer_with_tape", "CPU")
 @torch.no_grad()
 def _layer_with_tape_cpu(*args: Any) -> list[Tensor]:
-    outputs, tapes, _ = _forward(*args, training=True)
-    return outputs + tapes
+    forward: Any = _forward
+    outputs, tapes, _ = forward(*args, training=True)
+    results: list[Tensor] = outputs + tapes
+    return results
 
 
 @torch.library.impl("fastrnn::layer_backward", "CPU")
@@ -275,7 +283,7 @@ def _layer_with_tape_fake(
     batch_first: bool,
 ) -> list[Tensor]:
     batch, time = x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
-    outputs = _layer_fake(mode, x, mask, states, weights, directions, batch_first)
+    outputs: list[Tensor] = _layer_fake(mode, x, mask, states, weights, directions, batch_first)
     tape_shape = (batch, time, CELLS[mode].tape_slots, weights[1].shape[1])
     return outputs + [x.new_empty(tape_shape) for _ in range(directions)]
 
@@ -337,7 +345,9 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
 def _one_by_one(function: Any, info: Any, in_dims: Sequence[Any], args: Sequence[Any]) -> Any:
     """vmap, as a loop."""
     results = [
-        function.apply(*(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)))
+        function.apply(
+            *(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True))
+        )
         for i in range(info.batch_size)
     ]
     return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
@@ -411,11 +421,19 @@ def _gradients_of_layer(ctx: Any, gradients: Sequence[Tensor | None]) -> Any:
     found: Sequence[Tensor]
     if not torch.is_grad_enabled() and is_plain([*tensors, *(g for g in given if g is not None)]):
         _, x, of_states, weights, tapes = _parted(mode, n_states, n_weights, (*given, *tensors))
-        found = _backward(mode, given, x, mask, of_states, weights, directions, batch_first, tapes, ctx.prepared)
+        found = _backward(
+            mode, given, x, mask, of_states, weights, directions, batch_first, tapes, ctx.prepared
+        )
     else:
-        found = _LayerBackward.apply(mode, mask, directions, batch_first, n_states, n_weights, *given, *tensors)
+        found = _LayerBackward.apply(
+            mode, mask, directions, batch_first, n_states, n_weights, *given, *tensors
+        )
     dstates = found[1 : 1 + states] if n_states else ()
-    return (None,) * 5 + (found[0], *dstates, *_as_parameters(mode, found[1 + states :], n_weights, directions))
+    return (None,) * 5 + (
+        found[0],
+        *dstates,
+        *_as_parameters(mode, found[1 + states :], n_weights, directions),
+    )
 
 
 def _as_parameters(mode: str, dweights: Sequence[Tensor], n_weights: int, directions: int) -> list[Tensor]:
@@ -466,7 +484,13 @@ class _LayerBackward(torch.autograd.Function):
             inputs = [_alias(t) for t in (x, *states, *weights)]
             given = [None if g is None else _alias(g) for g in gradients]
             outputs = _steps.layer(
-                mode, inputs[0], mask, inputs[1 : 1 + n_states], inputs[1 + n_states :], directions, batch_first
+                mode,
+                inputs[0],
+                mask,
+                inputs[1 : 1 + n_states],
+                inputs[1 + n_states :],
+                directions,
+                batch_first,
             )
             used = [(o, g) for o, g in zip(outputs, given, strict=True) if g is not None]
             first = torch.autograd.grad(
@@ -524,9 +548,12 @@ def _of_parameters(
     for d in range(directions):
         kernel, recurrent, bias = of_weights[3 * d : 3 * d + 3]
         if mode == "GRU":
-            both = [None, None] if bias is None else list(bias.unbind())
+            both: list[Tensor | None] = [None, None] if bias is None else [*bias.unbind()]
         else:
-            both = [bias, None]  # b_ih and b_hh have one gradient: all of its gradient is counted for one of them
+            both = [
+                bias,
+                None,
+            ]  # b_ih and b_hh have one gradient: all of its gradient is counted for one of them
         found += [kernel, recurrent, *both]
     return found
 

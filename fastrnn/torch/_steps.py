@@ -40,7 +40,9 @@ def layer(
                 state = new
             else:
                 y.append(torch.where(masks[t], new[0], torch.zeros_like(new[0])))
-                state = [torch.where(masks[t], after, before) for after, before in zip(new, state, strict=True)]
+                state = [
+                    torch.where(masks[t], after, before) for after, before in zip(new, state, strict=True)
+                ]
         outputs.append(torch.stack(y[::-1] if d else y, 1 if batch_first else 0))
         finals.append(state)
     return [torch.cat(outputs, -1), *(torch.stack(s) for s in zip(*finals, strict=True))]

@@ -69,7 +69,9 @@ def results(module, x, hx, batch_first=False, lengths=None, seed=None):
         found, states = {}, outputs
     found |= {f"state {i}": s for i, s in enumerate(as_tuple(states))}
     generator = torch.Generator().manual_seed(1)
-    sum((f * torch.randn(f.shape, generator=generator, dtype=f.dtype)).sum() for f in found.values()).backward()
+    sum(
+        (f * torch.randn(f.shape, generator=generator, dtype=f.dtype)).sum() for f in found.values()
+    ).backward()
     found["x"] = x.grad
     found |= {f"hx {i}": h.grad for i, h in enumerate(hx or [])}
     return found | {n: p.grad for n, p in module.named_parameters()}
@@ -247,7 +249,10 @@ def test_projection_runs_on_torchs_own_and_says_so_once(monkeypatch):
         (lambda m: m(torch.zeros(6, 4, I + 1)), "input_size. Expected 3, got 4"),
         (lambda m: m(torch.zeros(6)), "2 or 3 dimensions, got 1"),
         (lambda m: m(torch.zeros(0, 4, I)), "larger than 0"),
-        (lambda m: m(torch.zeros(6, 4, I), torch.zeros(1, 3, H)), r"hidden\[0\] size \(1, 4, 5\), got \[1, 3, 5\]"),
+        (
+            lambda m: m(torch.zeros(6, 4, I), torch.zeros(1, 3, H)),
+            r"hidden\[0\] size \(1, 4, 5\), got \[1, 3, 5\]",
+        ),
         (lambda m: m(torch.zeros(6, 4, I), torch.zeros(4, H)), "as many dimensions as input, 3, got 2"),
         (lambda m: m(torch.zeros(6, 4, I).double()), "float32 like the weights, got torch.float64"),
         (lambda m: m(torch.zeros(6, 4, I), torch.zeros(1, 4, H).double()), "hx must be torch.float32"),
@@ -281,11 +286,15 @@ def test_what_does_not_fit_a_cell_is_refused(call, message):
 
 def test_tensors_elsewhere_are_refused():
     module = fastrnn.torch.LSTM(I, H)
-    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):  # no such device is needed for a fake tensor
+    with torch._subclasses.FakeTensorMode(
+        allow_non_fake_inputs=True
+    ):  # no such device is needed for a fake tensor
         x = torch._subclasses.FakeTensor(
             torch._subclasses.FakeTensorMode(), torch.empty(6, 4, I, device="meta"), torch.device("cuda:0")
         )
-    with pytest.raises(RuntimeError, match=r"input must be on the CPU, got a tensor on cuda:0.*torch\.nn\.LSTM"):
+    with pytest.raises(
+        RuntimeError, match=r"input must be on the CPU, got a tensor on cuda:0.*torch\.nn\.LSTM"
+    ):
         module(x)
 
 
@@ -293,7 +302,9 @@ def test_autocast_computes_in_float32_and_refuses_what_it_made():
     module = fastrnn.torch.LSTM(I, H)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert module(torch.zeros(6, 4, I))[0].dtype is torch.float32
-        with pytest.raises(ValueError, match=r"torch\.autocast is on.*enabled=False.*input\.to\(torch\.float32\)"):
+        with pytest.raises(
+            ValueError, match=r"torch\.autocast is on.*enabled=False.*input\.to\(torch\.float32\)"
+        ):
             module(nn.Linear(I, I)(torch.zeros(6, 4, I)))
 
 
@@ -403,7 +414,9 @@ def test_checkpointed_segments_have_the_same_gradients():
     assert all(map(torch.equal, expected, torch.autograd.grad(y.sum(), module.parameters())))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # by PyTorch's own use
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
+)  # by PyTorch's own use
 def test_transforms_of_functions_work_or_are_refused():
     module = fastrnn.torch.LSTM(I, H, 2, bidirectional=True)
     parameters, x = dict(module.named_parameters()), torch.randn(6, 4, I)
@@ -411,7 +424,9 @@ def test_transforms_of_functions_work_or_are_refused():
     def loss(parameters, x):
         return torch.func.functional_call(module, parameters, (x,))[0].pow(2).sum()
 
-    expected = dict(zip(parameters, torch.autograd.grad(loss(parameters, x), parameters.values()), strict=True))
+    expected = dict(
+        zip(parameters, torch.autograd.grad(loss(parameters, x), parameters.values()), strict=True)
+    )
     with kernels_ran("LSTM", 4, 4):
         actual = torch.func.grad(loss)(parameters, x)
     assert_same(actual, expected)
@@ -444,6 +459,7 @@ def compiled_is_right(name, module, compiled, calls):
 
 def results_of(compiled, module, x):
     """`results` of a compiled module, which has the parameters of `module`."""
+
     class Both(nn.RNNBase):
         def __init__(self):
             nn.Module.__init__(self)
@@ -647,7 +663,13 @@ def test_accelerate_says_what_it_kept_and_why():
     )
     done = fastrnn.torch.accelerate(model)
     assert done.replaced == ["good"]
-    reasons = {"mine": "Mine", "projected": "proj_size", "narrow": "float16", "elsewhere": "on meta", "patched": "forward"}
+    reasons = {
+        "mine": "Mine",
+        "projected": "proj_size",
+        "narrow": "float16",
+        "elsewhere": "on meta",
+        "patched": "forward",
+    }
     assert done.kept.keys() == reasons.keys()
     assert all(reason in done.kept[name] for name, reason in reasons.items())
     assert "PyTorch runs mine: Mine is a class of its own" in str(done)

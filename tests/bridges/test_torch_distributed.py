@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 from support import assert_close
 
+import fastrnn
+
 torch = pytest.importorskip("torch", reason="tests fastrnn.torch, and PyTorch is not installed")
 
+# The processes find the fastrnn that is tested here.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(fastrnn.__file__).parents[1])}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "distributed_torch.py"
 
 # One of two processes: trains by the example's function, and process 0 saves what came out.
 PROGRAM = """
 import runpy, sys, torch, torch.distributed as dist, fastrnn
 example, rank, store, result = sys.argv[1:]
-torch.set_num_threads(1)
-fastrnn.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
 model, losses = runpy.run_path(example)["train"](steps=5)
 torch.save([[p.grad for p in model.parameters()], losses, fastrnn.kernel_calls()["gru"]], f"{result}.{rank}")
@@ -31,6 +33,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     running = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(EXAMPLE), str(rank), *arguments],
+            env=ENVIRONMENT,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -51,7 +54,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
 def test_the_example_learns_in_two_processes():
     done = subprocess.run(
         [sys.executable, str(EXAMPLE)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=120,
