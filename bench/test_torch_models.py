@@ -8,7 +8,7 @@ of one library may still wait for work when the other begins: for figures, run e
         pytest bench/test_torch_models.py -k "$library" --benchmark-save=$library
     done
 
-or `python bench/test_torch_models.py`, which does that in turns and prints the ratios.
+or `python bench/test_torch_models.py`, which does that in turns and prints the ratios; options go to pytest.
 """
 
 import json
@@ -91,6 +91,7 @@ MODELS = {
         partial(numbers, B=32, T=100, I=64),
         32,
     ),
+    "packed-lstm-32": (partial(Ragged, kind="LSTM", inputs=16, units=32), partial(packed, I=16), 32),
     "packed-lstm-128": (partial(Ragged, kind="LSTM", inputs=64, units=128), packed, 32),
 }
 
@@ -165,13 +166,13 @@ def test_training_step(benchmark, model, what, library, request):
     benchmark(step)
 
 
-def main(rounds=3):
+def main(rounds=2, options=()):
     """Each library in processes of its own, in turns; the shortest times and their ratios."""
     shortest = {}
     for _ in range(rounds):
         for library in LIBRARIES:
             with tempfile.NamedTemporaryFile() as file:
-                command = [sys.executable, "-m", "pytest", __file__, "-q", "-k", f"{library}]"]
+                command = [sys.executable, "-m", "pytest", __file__, "-q", "-k", f"{library}]", *options]
                 subprocess.run(
                     [*command, f"--benchmark-json={file.name}"], check=True, stdout=subprocess.DEVNULL
                 )
@@ -185,4 +186,4 @@ def main(rounds=3):
 
 
 if __name__ == "__main__":
-    main()
+    main(options=sys.argv[1:])

@@ -83,8 +83,6 @@ def _reason_to_keep(module: torch.nn.Module) -> str | None:
         return f"{type(module).__name__} is a class of its own, whose forward may be too"
     if "forward" in module.__dict__:
         return "its forward was replaced"
-    if getattr(module, "proj_size", 0):
-        return "fastrnn's kernels have no projection (proj_size)"
     for parameter in module.parameters():
         if parameter.device.type != "cpu":
             return f"its parameters are on {parameter.device}; fastrnn's must be on the CPU"

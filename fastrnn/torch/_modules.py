@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,9 +63,6 @@ class _Recurrent(torch.nn.RNNBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Runs the layers; arguments and results are torch.nn's."""
-        if self.proj_size:
-            _say_once_that_projection_falls_back()
-            return super().forward(input, hx)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         if input.dim() not in (2, 3):
@@ -128,11 +124,16 @@ class _Recurrent(torch.nn.RNNBase):
         for i, s in enumerate(states):
             self.check_hidden_size(
                 s,
-                (layers * directions, batch, self.hidden_size),
+                (
+                    layers * directions,
+                    batch,
+                    self.proj_size if self.proj_size and i == 0 else self.hidden_size,
+                ),
                 f"{self._where()}: Expected hidden[{i}] size {{}}, got {{}}",
             )
+        mode = "LSTM_PROJECTED" if self.proj_size else self.mode
         if layers == 1:
-            y, *finals = _ops.layer(self.mode, x, mask, states, weights, directions, batch_first, plain)
+            y, *finals = _ops.layer(mode, x, mask, states, weights, directions, batch_first, plain)
             return y, finals
         drops = self.dropout > 0 and self.training
         n = len(weights) // layers
@@ -145,7 +146,7 @@ class _Recurrent(torch.nn.RNNBase):
             if batch_first and last:
                 x = x.transpose(0, 1)
             y, *finals = _ops.layer(
-                self.mode,
+                mode,
                 x,
                 mask,
                 [s[layer * directions : (layer + 1) * directions] for s in states],
@@ -186,20 +187,6 @@ class _Padding:
         return flat if self.mask is None else flat.index_select(0, self.rows)
 
 
-_projection_was_told = False
-
-
-def _say_once_that_projection_falls_back() -> None:
-    global _projection_was_told
-    if not _projection_was_told:
-        _projection_was_told = True
-        warnings.warn(
-            "fastrnn.torch.LSTM: fastrnn's kernels have no projection, so that layers with proj_size run on "
-            "PyTorch's own; this is said once",
-            stacklevel=4,
-        )
-
-
 class RNN(_Recurrent, torch.nn.RNN):
     """torch.nn.RNN, with tanh or relu, on fastrnn's kernels: the same arguments, parameters and results.
 
@@ -211,9 +198,7 @@ class RNN(_Recurrent, torch.nn.RNN):
 
 
 class LSTM(_Recurrent, torch.nn.LSTM):
-    """torch.nn.LSTM on fastrnn's kernels: the same arguments, parameters and results.
-
-    With proj_size PyTorch's own runs, and a warning says so once.
+    """torch.nn.LSTM on fastrnn's kernels, with or without proj_size: the same arguments, parameters and results.
 
     >>> import torch, fastrnn.torch
     >>> y, (h, c) = fastrnn.torch.LSTM(3, 16, bidirectional=True)(torch.zeros(5, 8, 3))

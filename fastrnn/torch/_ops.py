@@ -2,11 +2,13 @@
 
 What all functions take, in PyTorch's terms (B batch, T time, I inputs, H units, D directions):
 
-    mode         "RNN_TANH", "RNN_RELU", "LSTM" or "GRU", as in torch.nn.RNNBase.mode
+    mode         "RNN_TANH", "RNN_RELU", "LSTM" or "GRU", as in torch.nn.RNNBase.mode; "LSTM_PROJECTED" with proj_size
     x            [B, T, I] with batch_first, else [T, B, I]
     mask         [B, T] bool or None: True where there is a step; masked steps are left out, and their outputs are zeros
     states       [h] or [h, c], each [D, B, H]; []: zeros
-    weights      of each direction w_ih, w_hh and, if there are any, b_ih, b_hh, as torch.nn has them
+    weights      of each direction w_ih, w_hh and, if there are any, b_ih, b_hh, w_hr, as torch.nn has them
+
+With a projection, h and the outputs have proj_size columns instead of H.
 
 `layer` is what the modules call. For plain tensors it goes straight to the kernels; for all that watches operators (the
 compiler, export, tracing, tensor subclasses, dispatch modes) through `torch.ops.fastrnn.layer`, which takes some ten
@@ -48,7 +50,8 @@ def _cell(name: str, where: str, gates: int, states: int, activation: str = "tan
         assert isinstance(found, activations.Activation)
         codes = [(found.code, found.alpha, found.beta, np.inf)] * 3
     one = np.zeros((1, gates), "float32")
-    slots = Weights(name, one, one, None, activations=codes, name=where).tape_slots
+    projection = one[:, :1] if name.endswith("_projected") else None
+    slots = Weights(name, one, one, None, activations=codes, projection=projection, name=where).tape_slots
     return Cell(name, where, codes, gates, states, slots)
 
 
@@ -56,6 +59,7 @@ CELLS = {
     "RNN_TANH": _cell("simple_rnn", "fastrnn.torch.RNN", 1, 1),
     "RNN_RELU": _cell("simple_rnn", "fastrnn.torch.RNN", 1, 1, "relu"),
     "LSTM": _cell("lstm", "fastrnn.torch.LSTM", 4, 2),
+    "LSTM_PROJECTED": _cell("lstm_projected", "fastrnn.torch.LSTM", 4, 2),
     "GRU": _cell("gru", "fastrnn.torch.GRU", 3, 1),
 }
 
@@ -67,14 +71,24 @@ def _prepared(mode: str, weights: Sequence[Tensor]) -> Weights:
     """The weights of one direction for the kernels, which see the matrices where they are, transposed."""
     cell = CELLS[mode]
     kernel, recurrent, *biases = [w.numpy() for w in weights]
-    bias = None
+    bias = projection = None
+    if mode == "LSTM_PROJECTED":
+        projection = biases.pop().T
     if mode == "GRU":
         kernel, recurrent = np.concatenate(_swapped(kernel)), np.concatenate(_swapped(recurrent))
         if biases:
             bias = np.concatenate(_swapped(biases[0]) + _swapped(biases[1])).reshape(2, -1)
     elif biases:
         bias = biases[0] + biases[1]
-    return Weights(cell.name, kernel.T, recurrent.T, bias, activations=cell.activations, name=cell.where)
+    return Weights(
+        cell.name,
+        kernel.T,
+        recurrent.T,
+        bias,
+        projection=projection,
+        activations=cell.activations,
+        name=cell.where,
+    )
 
 
 def _swapped(w: Array) -> tuple[Array, Array, Array]:
@@ -150,7 +164,7 @@ def _backward(
     tapes: Sequence[Tensor],
     prepared: Sequence[Weights] | None = None,
 ) -> list[Tensor]:
-    """The gradients of x, of every state of the cell, and of each direction's w_ih, w_hh and bias.
+    """The gradients of x, of every state of the cell, and of each direction's w_ih, w_hh, bias and w_hr.
 
     A bias' gradient is that of both b_ih and b_hh; of a GRU [2, 3H], their rows.
     """
@@ -183,7 +197,7 @@ def _backward(
         dx_of = torch.from_numpy(found.x)
         dx = dx_of if dx is None else dx.add_(dx_of)
         dstates.append(found.initial_state)
-        dkernel, drecurrent, *dbias = found.weights
+        dkernel, drecurrent, *dbias = found.weights  # and the projection's
         if mode == "GRU":
             dweights += [_swapped_gradient(dkernel), _swapped_gradient(drecurrent)]
             dweights += [
@@ -192,7 +206,7 @@ def _backward(
             ]
         else:
             dweights += [torch.from_numpy(dkernel).t(), torch.from_numpy(drecurrent).t()]
-            dweights += [torch.from_numpy(b) for b in dbias]
+            dweights += [torch.from_numpy(b) if b.ndim == 1 else torch.from_numpy(b).t() for b in dbias]
     assert dx is not None
     by_state = zip(*dstates, strict=True)
     return [
@@ -267,9 +281,22 @@ def _layer_fake(
     directions: int,
     batch_first: bool,
 ) -> list[Tensor]:
-    batch, units = x.shape[0 if batch_first else 1], weights[1].shape[1]
-    final = [x.new_empty((directions, batch, units)) for _ in range(CELLS[mode].states)]
-    return [x.new_empty((*x.shape[:2], directions * units)), *final]
+    batch = x.shape[0 if batch_first else 1]
+    return [
+        x.new_empty((*x.shape[:2], directions * weights[1].shape[1])),
+        *_fake_states(mode, x, batch, weights, directions),
+    ]
+
+
+def _units(mode: str, weights: Sequence[Tensor]) -> int:
+    return weights[0].shape[0] // CELLS[mode].gates
+
+
+def _fake_states(
+    mode: str, x: Tensor, batch: int, weights: Sequence[Tensor], directions: int
+) -> list[Tensor]:
+    widths = (weights[1].shape[1], _units(mode, weights))  # of h, of c
+    return [x.new_empty((directions, batch, w)) for w in widths[: CELLS[mode].states]]
 
 
 @torch.library.register_fake("fastrnn::layer_with_tape")
@@ -284,7 +311,7 @@ def _layer_with_tape_fake(
 ) -> list[Tensor]:
     batch, time = x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
     outputs: list[Tensor] = _layer_fake(mode, x, mask, states, weights, directions, batch_first)
-    tape_shape = (batch, time, CELLS[mode].tape_slots, weights[1].shape[1])
+    tape_shape = (batch, time, CELLS[mode].tape_slots, _units(mode, weights))
     return outputs + [x.new_empty(tape_shape) for _ in range(directions)]
 
 
@@ -310,11 +337,12 @@ def _layer_backward_fake(
             dweights.append(
                 x.new_empty((rows, columns)) if mode == "GRU" else x.new_empty((columns, rows)).t()
             )
-        if n == 4:
+        if n > 3:
             rows = weights[0].shape[0]
             dweights.append(x.new_empty((2, rows) if mode == "GRU" else (rows,)))
-    states_shape = (directions, batch, weights[1].shape[1])
-    dstates = [x.new_empty(states_shape) for _ in range(CELLS[mode].states)]
+        if mode == "LSTM_PROJECTED":
+            dweights.append(x.new_empty(weights[n * d + n - 1].shape[::-1]).t())
+    dstates = _fake_states(mode, x, batch, weights, directions)
     return [dx if batch_first else dx.transpose(0, 1), *dstates, *dweights]
 
 
@@ -438,12 +466,13 @@ def _gradients_of_layer(ctx: Any, gradients: Sequence[Tensor | None]) -> Any:
 
 def _as_parameters(mode: str, dweights: Sequence[Tensor], n_weights: int, directions: int) -> list[Tensor]:
     """What `_backward` has of the weights, one for each parameter."""
-    if n_weights == 2 * directions:
+    if n_weights <= 3 * directions:  # there are no biases
         return list(dweights)
     found: list[Tensor] = []
+    n = len(dweights) // directions
     for d in range(directions):
-        dkernel, drecurrent, dbias = dweights[3 * d : 3 * d + 3]
-        found += [dkernel, drecurrent, *(dbias.unbind() if mode == "GRU" else (dbias, dbias))]
+        dkernel, drecurrent, dbias, *rest = dweights[n * d : n * (d + 1)]
+        found += [dkernel, drecurrent, *(dbias.unbind() if mode == "GRU" else (dbias, dbias)), *rest]
     return found
 
 
@@ -543,10 +572,11 @@ def _of_parameters(
     cell = CELLS[mode]
     found = [of_results[0], *of_results[1 : 1 + (cell.states if n_states else 0)]]
     of_weights = of_results[1 + cell.states :]
-    if n_weights == 2 * directions:
+    if n_weights <= 3 * directions:
         return [*found, *of_weights]
+    n = len(of_weights) // directions
     for d in range(directions):
-        kernel, recurrent, bias = of_weights[3 * d : 3 * d + 3]
+        kernel, recurrent, bias, *rest = of_weights[n * d : n * (d + 1)]
         if mode == "GRU":
             both: list[Tensor | None] = [None, None] if bias is None else [*bias.unbind()]
         else:
@@ -554,7 +584,7 @@ def _of_parameters(
                 bias,
                 None,
             ]  # b_ih and b_hh have one gradient: all of its gradient is counted for one of them
-        found += [kernel, recurrent, *both]
+        found += [kernel, recurrent, *both, *rest]
     return found
 
 

@@ -30,8 +30,9 @@ def layer(
         if states:
             state = [s[d] for s in states]
         else:
-            zeros = x.new_zeros(steps[0].shape[0], w[1].shape[1])
-            state = [zeros, zeros] if mode == "LSTM" else [zeros]
+            rows, lstm = steps[0].shape[0], mode.startswith("LSTM")
+            state = [x.new_zeros(rows, w[1].shape[1])]
+            state += [x.new_zeros(rows, w[0].shape[0] // 4)] if lstm else []
         y: list[Tensor] = []
         for t in reversed(range(len(steps))) if d else range(len(steps)):
             new = _step(mode, steps[t], state, w)
@@ -50,14 +51,16 @@ def layer(
 
 def _step(mode: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
     w_ih, w_hh, *biases = weights
+    w_hr = biases.pop() if mode == "LSTM_PROJECTED" else None
     b_ih, b_hh = biases or (None, None)
     h = state[0]
     of_x = torch.nn.functional.linear(x, w_ih, b_ih)
     of_h = torch.nn.functional.linear(h, w_hh, b_hh)
-    if mode == "LSTM":
+    if mode.startswith("LSTM"):
         i, f, g, o = (of_x + of_h).chunk(4, -1)
         c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-        return [o.sigmoid() * c.tanh(), c]
+        h = o.sigmoid() * c.tanh()
+        return [h if w_hr is None else torch.nn.functional.linear(h, w_hr), c]
     if mode == "GRU":
         r, z, n = of_x.chunk(3, -1)
         r_h, z_h, n_h = of_h.chunk(3, -1)

@@ -20,7 +20,7 @@ from fastrnn.torch import _ops  # noqa: E402
 
 nn = torch.nn
 NAMES = ("RNN", "LSTM", "GRU")
-CELLS = {"RNN": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
+CELLS = {"RNN": "simple_rnn", "LSTM": "lstm", "GRU": "gru", "LSTM_PROJECTED": "lstm_projected"}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5}
 I, H = 3, 5
 
@@ -97,6 +97,9 @@ options = st.fixed_dictionaries(
 # ---- Results
 
 
+@pytest.mark.filterwarnings(
+    "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
+)  # torch.nn's
 @settings(max_examples=60)
 @given(
     name=st.sampled_from(NAMES),
@@ -107,31 +110,35 @@ options = st.fixed_dictionaries(
     with_states=st.booleans(),
     drops=st.booleans(),
     training=st.booleans(),
+    projects=st.booleans(),
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
 )
 def test_results_and_gradients_are_those_of_torch_nn(
-    name, options, relu, batched, packed, with_states, drops, training, lengths
+    name, options, relu, batched, packed, with_states, drops, training, projects, lengths
 ):
     torch.manual_seed(2)
     options = dict(options)
     layers, directions = options["num_layers"], 1 + options["bidirectional"]
     if relu and name == "RNN":
         options["nonlinearity"] = "relu"
+    widths, cell = [H, H], name
+    if projects and name == "LSTM":
+        options["proj_size"], widths, cell = 2, [2, H], "LSTM_PROJECTED"
     if drops and layers > 1:
         options["dropout"] = 0.4
     theirs, ours = (m.train(training) for m in pair(name, I, H, **options))
     B, T = len(lengths), max(lengths)
     shape = (B, T, I) if options["batch_first"] else (T, B, I)
-    states_shape = (layers * directions, B, H)
+    states_shape = (layers * directions, B)
     if not (batched or packed):
-        shape, states_shape = (T, I), (layers * directions, H)
+        shape, states_shape = (T, I), (layers * directions,)
     x = torch.randn(shape, dtype=options["dtype"])
     hx = None
     if with_states:
-        hx = [torch.randn(states_shape, dtype=options["dtype"]) for _ in range(1 + (name == "LSTM"))]
+        hx = [torch.randn(*states_shape, w, dtype=options["dtype"]) for w in widths[: 1 + (name == "LSTM")]]
     call = {"batch_first": options["batch_first"], "lengths": lengths if packed else None, "seed": 3}
     expected = results(theirs, x, hx, **call)
-    with kernels_ran(name, layers * directions, layers * directions):
+    with kernels_ran(cell, layers * directions, layers * directions):
         actual = results(ours, x, hx, **call)
     assert_same(actual, expected)
 
@@ -229,17 +236,6 @@ def test_weights_changed_before_backward_are_refused():
         y.sum().backward()
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")  # PyTorch's own
-def test_projection_runs_on_torchs_own_and_says_so_once(monkeypatch):
-    monkeypatch.setattr(fastrnn.torch._modules, "_projection_was_told", False)
-    theirs, ours = pair("LSTM", I, H, proj_size=2)
-    x = torch.randn(6, 4, I)
-    with pytest.warns(UserWarning, match="proj_size"), kernels_ran("LSTM", 0):
-        y, _ = ours(x)
-    assert torch.equal(y, theirs(x)[0])
-    ours(x)  # the second time would be an error here
-
-
 # ---- Errors
 
 
@@ -320,14 +316,15 @@ def test_meta_tensors_give_shapes():
 def arguments(mode, directions, masked, requires_grad=True, with_states=True):
     """Of the operator `layer`, in float64."""
     torch.manual_seed(4)
-    gates = {"LSTM": 4, "GRU": 3}.get(mode, 1)
+    gates, width = _ops.CELLS[mode].gates, 1 if mode == "LSTM_PROJECTED" else 2
 
     def randn(*shape):
         return torch.randn(*shape, dtype=torch.float64).requires_grad_(requires_grad)
 
-    shapes = [(gates * 2, I), (gates * 2, 2), (gates * 2,), (gates * 2,)]
+    shapes = [(gates * 2, I), (gates * 2, width), (gates * 2,), (gates * 2,)]
+    shapes += [(1, 2)] * (width == 1)
     weights = [randn(*s) for _ in range(directions) for s in shapes]
-    states = [randn(directions, 2, 2) for _ in range(1 + (mode == "LSTM"))] if with_states else []
+    states = [randn(directions, 2, w) for w in (width, 2)[: _ops.CELLS[mode].states]] if with_states else []
     mask = torch.arange(4) < torch.tensor([2, 4])[:, None] if masked else None
     batch_first = directions == 1
     x = randn(2, 4, I) if batch_first else randn(4, 2, I)
@@ -383,6 +380,7 @@ def test_a_third_derivative_is_that_of_torch_nn():
         ("RNN_RELU", 2, True, False, False),
         ("LSTM", 2, True, True, False),
         ("GRU", 1, False, False, False),
+        ("LSTM_PROJECTED", 2, False, True, False),
     ],
 )
 def test_operators_pass_opcheck(mode, directions, masked, with_states, twice):
@@ -654,7 +652,6 @@ def test_accelerate_says_what_it_kept_and_why():
     model = nn.ModuleDict(
         {
             "mine": Mine(I, H),
-            "projected": nn.LSTM(I, H, proj_size=2),
             "narrow": nn.GRU(I, H).half(),
             "elsewhere": nn.RNN(I, H, device="meta"),
             "patched": patched,
@@ -665,7 +662,6 @@ def test_accelerate_says_what_it_kept_and_why():
     assert done.replaced == ["good"]
     reasons = {
         "mine": "Mine",
-        "projected": "proj_size",
         "narrow": "float16",
         "elsewhere": "on meta",
         "patched": "forward",
