@@ -10,6 +10,13 @@ of several layers or directions, GRU weights (whose gates have another order her
 The gradient of a gradient (`create_graph=True`) is computed by plain PyTorch operations, step by step: it is right, and
 much slower than the gradient itself. `torch.func`'s grad works, vmap runs one item after the other, jvp isn't supported.
 
+Threads: PyTorch and fastrnn share one OpenMP runtime in a process, and so its threads; they wait for each other's work no
+longer than for their own. `torch.set_num_threads(n)` also sets fastrnn's number in the Python thread that calls it, as long
+as `fastrnn.set_num_threads` was never called; that one sets fastrnn's alone, in all Python threads. Call both to be sure.
+
+Weights are read anew, and packed for the kernels, in every call: a change by whatever means is seen. Where a call is short,
+as a cell's with hundreds of units and a small batch, this is most of its time.
+
 `torch.compile`, `torch.export` and tracing see the layers as the operator `torch.ops.fastrnn.layer`. PyTorch's compiler
 leaves recurrent modules out of its graphs, subclasses too, and runs them between two graphs; with `fullgraph=True` or
 `strict=True` it asks you for `torch._dynamo.config.allow_rnn = True`.
