@@ -26,7 +26,8 @@ try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "fastrnn.torch: PyTorch must be installed, but `import torch` failed; run `pip install fastrnn[torch]`"
+        "fastrnn.torch: PyTorch must be installed, but `import torch` failed; run `pip install fastrnn[torch]`",
+        name="torch",
     ) from error
 
 from fastrnn.torch._accelerate import Accelerated, accelerate

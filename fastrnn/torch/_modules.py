@@ -244,11 +244,13 @@ def _step(
         raise RuntimeError(
             f"{where}: input has inconsistent input_size: got {input.shape[-1]} expected {cell.input_size}"
         )
-    x = input.unsqueeze(1) if batched else input.view(1, 1, -1)
     expected = (len(input), cell.hidden_size) if batched else (cell.hidden_size,)
     for s in states:
         if s.shape != expected:
             raise RuntimeError(f"{where}: hx must have shape {expected}, got {tuple(s.shape)}")
+    if plain and batched and not torch.is_grad_enabled():
+        return _ops.step(mode, input, states, weights)
+    x = input.unsqueeze(1) if batched else input.view(1, 1, -1)
     of_layer = [s.unsqueeze(0) if batched else s.view(1, 1, -1) for s in states]
     _, *new = _ops.layer(mode, x, None, of_layer, weights, 1, True, plain)
     return tuple(s[0] if batched else s[0, 0] for s in new)

@@ -75,9 +75,9 @@ def _prepared(mode: str, weights: Sequence[Tensor]) -> Weights:
     if mode == "LSTM_PROJECTED":
         projection = biases.pop().T
     if mode == "GRU":
-        kernel, recurrent = np.concatenate(_swapped(kernel)), np.concatenate(_swapped(recurrent))
+        kernel, recurrent = _swapped(kernel), _swapped(recurrent)
         if biases:
-            bias = np.concatenate(_swapped(biases[0]) + _swapped(biases[1])).reshape(2, -1)
+            bias = _swapped_rows(np.concatenate(biases))
     elif biases:
         bias = biases[0] + biases[1]
     return Weights(
@@ -91,10 +91,17 @@ def _prepared(mode: str, weights: Sequence[Tensor]) -> Weights:
     )
 
 
-def _swapped(w: Array) -> tuple[Array, Array, Array]:
+_SWAPPED = np.array([1, 0, 2])
+
+
+def _swapped(w: Array) -> Array:
     """The rows of a GRU's gates in the kernels' order z r n, of r z n; and the other way round."""
-    units = len(w) // 3
-    return w[units : 2 * units], w[:units], w[2 * units :]
+    return w.reshape(3, -1).take(_SWAPPED, 0).reshape(w.shape)
+
+
+def _swapped_rows(b: Array) -> Array:
+    """The same within each of the two halves, or rows, of b; [2, 3H]."""
+    return b.reshape(2, 3, -1).take(_SWAPPED, 1).reshape(2, -1)
 
 
 def _batch_first(array: Array, batch_first: bool) -> Array:
@@ -200,10 +207,7 @@ def _backward(
         dkernel, drecurrent, *dbias = found.weights  # and the projection's
         if mode == "GRU":
             dweights += [_swapped_gradient(dkernel), _swapped_gradient(drecurrent)]
-            dweights += [
-                torch.from_numpy(np.concatenate(_swapped(b[0]) + _swapped(b[1])).reshape(2, -1))
-                for b in dbias
-            ]
+            dweights += [torch.from_numpy(_swapped_rows(b)) for b in dbias]
         else:
             dweights += [torch.from_numpy(dkernel).t(), torch.from_numpy(drecurrent).t()]
             dweights += [torch.from_numpy(b) if b.ndim == 1 else torch.from_numpy(b).t() for b in dbias]
@@ -625,6 +629,13 @@ def _recorded(
 
 
 # ---- What modules call
+
+
+def step(mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The new states [B, H] for x and states of one step, [B, I] and [B, H]; all plain, and without gradients."""
+    given = [s.numpy() for s in states]
+    _, new = functional.run_step(_prepared(mode, weights), x.numpy(), given or None)
+    return tuple(torch.from_numpy(s) for s in new)
 
 
 def layer(

@@ -179,6 +179,18 @@ def test_inference_gives_the_same_bits_as_training_and_runs_forward_alone(name, 
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("with_states", [False, True])
+def test_cells_infer_what_they_compute_in_training(name, with_states):
+    cell = getattr(fastrnn.torch, name + "Cell")(I, H)
+    x, hx = torch.randn(4, I), tuple(torch.randn(4, H) for _ in range(1 + (name == "LSTM")))
+    args = (x, hx if name == "LSTM" else hx[0]) if with_states else (x,)
+    expected = as_tuple(cell(*args))
+    with torch.no_grad(), kernels_ran(name, 1):
+        actual = as_tuple(cell(*args))
+    assert all(map(torch.equal, actual, expected))
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_outputs_are_contiguous(name, batch_first, bidirectional):
