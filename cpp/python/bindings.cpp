@@ -394,10 +394,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     return kept(std::move(tape));
   }
 
-  int tape_slots(bool zoneout = false) const override {
-    if (slots_ == 0) slots_ = fastrnn::tape_slots(packed(fastrnn::Pass::forward));
-    return slots_ + (zoneout ? traits.states : 0);
-  }
+  int tape_slots(bool zoneout = false) const override { return fastrnn::tape_slots(view_, zoneout); }
 
   py::tuple step(const py::array& x_in, py::handle states_in, py::handle out_in) const override {
     const std::string& where = step_name;
@@ -873,7 +870,6 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 
  private:
   fastrnn::Weights<T> view_;
-  mutable int slots_ = 0;
   mutable std::atomic<const fastrnn::PackedWeights<T>*> packed_[2][kMostIsas] = {};
 };
 

@@ -209,9 +209,9 @@ struct Problem {
   }
   /// [B, T, slots, H]
   template <class E>
-  E* tape(const Named& from, const PackedWeights<T>& packed) const {
+  E* tape(const Named& from) const {
     const bool zoneout = operands.find("zoneout_h") || operands.find("zoneout_c");
-    return from.get<E>("tape", {batch, time, tape_slots(packed, zoneout), units});
+    return from.get<E>("tape", {batch, time, tape_slots(weights, zoneout), units});
   }
   const std::uint8_t* mask() const { return operands.find<const std::uint8_t>("mask", {batch, time}); }
 
@@ -304,7 +304,7 @@ void run_forward(const Problem<T>& problem, int threads) {
   T* const last = problem.results.template find<T>("last", {batch, outputs});
   T* const h = call.final_state[0];
   if (last && !h) call.final_state[0] = last;
-  if (problem.results.find("tape")) call.tape = problem.template tape<T>(problem.results, packed);
+  if (problem.results.find("tape")) call.tape = problem.template tape<T>(problem.results);
   forward(packed, call);
   if (last && h) std::copy_n(h, batch * outputs, last);
   if (last) calls::clear_empty_rows(problem.mask(), batch, time, outputs, last);
@@ -317,7 +317,7 @@ void run_backward(const Problem<T>& problem, int threads) {
   const PackedWeights<T> packed(problem.weights, Pass::backward);
   auto call = problem.template call<Backward<T>>();
   call.threads = threads;
-  call.tape = problem.template tape<const T>(operands, packed);
+  call.tape = problem.template tape<const T>(operands);
   call.dy = operands.find<const T>("dy", {batch, time, outputs});
   call.dy_batch_stride = time * outputs;
   call.dy_time_stride = outputs;

@@ -253,9 +253,8 @@ const char* PackedWeights<T>::isa() const {
 }
 
 template <class T>
-int tape_slots(const PackedWeights<T>& weights, bool zoneout) {
-  const auto& w = weights.impl();
-  return table_of<T>(w.kernels).tape_slots(w.view()) + (zoneout ? cell_traits(w.cell).states : 0);
+int tape_slots(const Weights<T>& w, bool zoneout) {
+  return table_of<T>(kernels()).tape_slots(w.cell, w.activations) + (zoneout ? cell_traits(w.cell).states : 0);
 }
 
 /// What both passes ask of what they share.
@@ -265,7 +264,8 @@ void require_call(const PackedWeights<T>& weights, const Call<T>& call, bool kee
   require(call.batch >= 0 && call.time >= 0, "batch and time must not be negative");
   require(call.ids ? bool(call.embedding) : call.x || call.batch == 0 || call.time == 0 || w.inputs == 0,
           "x, or with ids the embedding, must not be null");
-  require_size({call.batch, w.units, tape_slots(weights, true), keeps_all ? call.time : 1, sizeof(T)});
+  const int slots = table_of<T>(w.kernels).tape_slots(w.cell, w.activations) + cell_traits(w.cell).states;
+  require_size({call.batch, w.units, slots, keeps_all ? call.time : 1, sizeof(T)});
 }
 
 static std::atomic<std::int64_t> calls[kCells][2];
@@ -328,7 +328,7 @@ double measure_limit(Limit limit, int threads, std::int64_t bytes) {
 
 #define FASTRNN_INSTANTIATE(T)                                            \
   template class PackedWeights<T>;                                        \
-  template int tape_slots<T>(const PackedWeights<T>&, bool);              \
+  template int tape_slots<T>(const Weights<T>&, bool);                    \
   template bool forward<T>(const PackedWeights<T>&, const Forward<T>&);   \
   template bool backward<T>(const PackedWeights<T>&, const Backward<T>&); \
   template void tanh<T>(const T*, T*, std::int64_t);                      \

@@ -16,8 +16,8 @@ namespace {
 CellTraits traits(Cell cell) { return cell_info<float>(cell, true).traits; }
 
 template <class T>
-int tape_slots(const PackedView<T>& weights) {
-  return cell_info(weights).traits.tape_slots;
+int tape_slots(Cell cell, const Activation* activations) {
+  return cell_info<T>(cell, activations).traits.tape_slots;
 }
 
 template <template <class> class Pass_, class T, class Call>

@@ -39,13 +39,31 @@ struct Panels {
   }
 };
 
+/// to[c][r] = from[r][c] for a square of as many rows and columns as a vector has lanes.
+template <class V>
+FASTRNN_INLINE void transpose(const Scalar<V>* from, Index from_stride, Scalar<V>* to, Index to_stride) {
+  TransposableBlock<V> block;
+  for (int r = 0; r < kLanes<V>; ++r) block.packet[r] = load<V>(from + r * from_stride);
+  transpose(block);
+  for (int c = 0; c < kLanes<V>; ++c) store(to + c * to_stride, block.packet[c]);
+}
+
 /// Rows of a matrix, of each the columns from first[g] on for every g < n, as vectors `width` lanes wide in all; zeros
 /// from `valid` on. To [row][g][width].
 template <class T>
 void pack_rows(const MatrixView<T>& source, Index rows, const Index* first, Index n, Index valid, Index width, T* to) {
   using V = Vec<T>;
-  const bool by_vectors = source.column_stride == 1 && width % kLanes<V> == 0;
-  for (Index k = 0; k < rows; ++k)
+  constexpr Index L = kLanes<V>;
+  const bool by_vectors = source.column_stride == 1 && width % L == 0;
+  Index done = 0;                                                  // rows
+  if (source.row_stride == 1 && valid == width && width % L == 0)  // as PyTorch has its weights
+    for (; done + L <= rows; done += L)
+      for (Index g = 0; g < n; ++g)
+        for (Index u = 0; u < width; u += L)
+          transpose<V>(source.data + done + (first[g] + u) * source.column_stride, source.column_stride,
+                       to + (done * n + g) * width + u, n * width);
+  to += done * n * width;
+  for (Index k = done; k < rows; ++k)
     for (Index g = 0; g < n; ++g, to += width) {
       const T* const from = source.data + k * source.row_stride + first[g] * source.column_stride;
       if (by_vectors && width == kLanes<V>)
@@ -68,15 +86,6 @@ void pack_block(const StageInfo<T>& stage, const MatrixView<T>& source, Index de
             panel + blocks.first(block) * depth * stage.gates);
 }
 
-/// to[c][r] = from[r][c] for a square of as many rows and columns as a vector has lanes.
-template <class V>
-FASTRNN_INLINE void transpose(const Scalar<V>* from, Index from_stride, Scalar<V>* to, Index to_stride) {
-  TransposableBlock<V> block;
-  for (int r = 0; r < kLanes<V>; ++r) block.packet[r] = load<V>(from + r * from_stride);
-  transpose(block);
-  for (int c = 0; c < kLanes<V>; ++c) store(to + c * to_stride, block.packet[c]);
-}
-
 /// One output block of WT or UT: from rows of `source` to [k][N], zeros where there is no row.
 template <class T>
 void pack_transposed_block(const StageInfo<T>& stage, const MatrixView<T>& source, Index rows, const Sizes& n,
@@ -96,6 +105,9 @@ void pack_transposed_block(const StageInfo<T>& stage, const MatrixView<T>& sourc
         if (source.column_stride == 1 && r + kLanes<V> <= valid)
           for (; u + kLanes<V> <= units_here; u += kLanes<V>)
             transpose<V>(first + r * source.row_stride + u, source.row_stride, panel + u * width + r, width);
+        else if (source.row_stride == 1 && width % kLanes<V> == 0)
+          for (; u < units_here; ++u)
+            store(panel + u * width + r, load<V>(first + r + u * source.column_stride, First<V>(larger(valid - r, 0))));
         for (; u < units_here; ++u)
           for (Index i = r; i < smaller(r + kLanes<V>, width); ++i)
             panel[u * width + i] = i < valid ? first[i * source.row_stride + u * source.column_stride] : T(0);

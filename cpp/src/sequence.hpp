@@ -37,7 +37,7 @@ class Sequence {
   Schedule schedule;
 
   Sequence(const PackedView<T>& weights, Pass pass, const Call<T>& call, Arena& arena)
-      : cell(cell_info(weights)),
+      : cell(cell_info<T>(weights.cell, weights.activations)),
         sizes(sizes_of(weights)),
         I(weights.inputs),
         H(weights.units),

@@ -418,13 +418,12 @@ const CellInfo<T>& cell_info(Cell cell, bool fused) {
   __builtin_unreachable();
 }
 
-/// The cell with the kernels for the activations of its weights.
+/// The cell with the kernels for these activations.
 template <class T>
-const CellInfo<T>& cell_info(const PackedView<T>& weights) {
+const CellInfo<T>& cell_info(Cell cell, const Activation* f) {
   const auto is = [](const Activation& f, ActivationKind kind) { return f.kind == kind && !(f.clip < INFINITY); };
-  const Activation* const f = weights.activations;
-  return cell_info<T>(weights.cell, is(f[0], ActivationKind::sigmoid) && is(f[1], ActivationKind::tanh) &&
-                                        is(f[2], ActivationKind::tanh));
+  return cell_info<T>(
+      cell, is(f[0], ActivationKind::sigmoid) && is(f[1], ActivationKind::tanh) && is(f[2], ActivationKind::tanh));
 }
 
 }  // namespace

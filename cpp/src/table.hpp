@@ -17,7 +17,7 @@ struct PackedView {
 
 template <class T>
 struct KernelTable {
-  int (*tape_slots)(const PackedView<T>& weights);
+  int (*tape_slots)(Cell cell, const Activation* activations);
   std::int64_t (*packed_size)(const Weights<T>& weights, Pass pass);  ///< in bytes
   void (*pack)(const Weights<T>& weights, Pass pass, T* packed, int threads);
   /// Bytes of workspace that a call needs with so many threads.

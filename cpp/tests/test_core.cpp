@@ -109,7 +109,7 @@ struct Problem {
       call.final_state[s] = final_state[s].data() + b0 * width(s);
     }
     if (keep) {
-      tape.assign(static_cast<std::size_t>(call.time * call.batch * tape_slots(packed) * H), T(0));
+      tape.assign(static_cast<std::size_t>(call.time * call.batch * tape_slots(weights()) * H), T(0));
       call.tape = tape.data();
     }
     call.interrupt = interrupt;

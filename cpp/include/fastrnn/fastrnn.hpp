@@ -221,7 +221,7 @@ struct Backward : Call<T> {
 
 /// How many values per unit, row and step a tape has, without zoneout or with it.
 template <class T>
-int tape_slots(const PackedWeights<T>& weights, bool zoneout = false);
+int tape_slots(const Weights<T>& weights, bool zoneout = false);
 
 /// Run one pass. False: the interrupt asked to stop.
 template <class T>
