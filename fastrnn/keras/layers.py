@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import warnings
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,11 @@ class FallbackWarning(UserWarning):
 @functools.cache
 def _backend() -> ModuleType | None:
     name = keras.backend.backend()
-    return importlib.import_module(f"fastrnn.keras._{name}") if name in BACKENDS else None
+    if name not in BACKENDS:
+        return None
+    if name == "jax" and importlib.util.find_spec("fastrnn.jax") is None:
+        name = "jax_callback"
+    return importlib.import_module(f"fastrnn.keras._{name}")
 
 
 @functools.lru_cache(maxsize=256)
