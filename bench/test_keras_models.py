@@ -42,7 +42,8 @@ def jena_gru(layers, keras):
 def bidirectional_lstm(layers, keras):
     ids, labels = reviews(5)
     recurrent = [
-        keras.layers.Bidirectional(layers.LSTM(128, return_sequences=sequences)) for sequences in (True, False)
+        keras.layers.Bidirectional(layers.LSTM(128, return_sequences=sequences))
+        for sequences in (True, False)
     ]
     return [keras.layers.Embedding(10000, 128), *recurrent, sigmoid(keras)], ids, labels, 32
 
@@ -56,18 +57,18 @@ def sigmoid(keras):
     return keras.layers.Dense(1, activation="sigmoid")
 
 
-def reviews(batches=10 if os.environ.get("KERAS_BACKEND") == "torch" else 100):
+def reviews(batches=None):
+    """Ids [batches * 32, 100] and labels; with Keras' own layers an epoch takes long on PyTorch."""
+    count = 32 * (batches or (10 if os.environ["KERAS_BACKEND"] == "torch" else 100))
     rng = np.random.default_rng(0)
-    return rng.integers(1, 10000, (batches * 32, 100)), rng.integers(0, 2, (batches * 32, 1)).astype("float32")
+    return rng.integers(1, 10000, (count, 100)), rng.integers(0, 2, (count, 1)).astype("float32")
 
 
 def numbers(*shape):
     return np.random.default_rng(1).standard_normal(shape).astype("float32")
 
 
-MODELS = {
-    f.__name__: f for f in (imdb_lstm, imdb_rnn, imdb_lstm_dropout, jena_gru, bidirectional_lstm, tiny)
-}
+MODELS = {f.__name__: f for f in (imdb_lstm, imdb_rnn, imdb_lstm_dropout, jena_gru, bidirectional_lstm, tiny)}
 
 # ---- The program: an epoch for each line that it reads, a line for each epoch
 

@@ -66,9 +66,7 @@ def make_weights(settings: Settings, weights: Sequence[Array]) -> functional.Wei
 def tape_slots(settings: Settings, units: int, dtype: str) -> int:
     """The third axis of a tape's array."""
     gates = {"simple_rnn": 1, "lstm": 4}.get(settings.cell, 3)
-    return make_weights(
-        settings, [np.zeros((rows, gates * units), dtype) for rows in (1, units)]
-    ).tape_slots
+    return make_weights(settings, [np.zeros((rows, gates * units), dtype) for rows in (1, units)]).tape_slots
 
 
 def _options(settings: Settings, operands: Operands) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import jax
 
-from fastrnn import jax as kernels
 from fastrnn.keras._arrays import Operands, Settings
+
+kernels: Any = importlib.import_module("fastrnn.jax")
 
 
 def reason_against(x: Any) -> str | None:

@@ -62,9 +62,7 @@ def _outputs(settings: Settings, operands: Operands) -> list[Any]:
 
 
 def _callback(function: Any, shapes: Any, settings: Settings, *arrays: Any) -> Any:
-    return jax.pure_callback(
-        functools.partial(function, settings), shapes, *arrays, vmap_method="sequential"
-    )
+    return jax.pure_callback(functools.partial(function, settings), shapes, *arrays, vmap_method="sequential")
 
 
 def _as_arrays(tree: Any) -> Any:

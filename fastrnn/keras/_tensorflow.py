@@ -62,7 +62,7 @@ def call(settings: Settings, operands: Operands) -> list[Any]:
     shapes = [y_shape, *[(batch, units)] * (len(states) if settings.return_state else 0)]
     gradient_shapes = [t.shape for t in tensors[: split[1]]]
 
-    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    @tf.custom_gradient
     def differentiable(*tensors: Any) -> Any:
         if settings.training:
             *outputs, saved = _numpy_function(run_forward, tensors, [*shapes, (None,) * 4])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from fastrnn.keras import _arrays
 from fastrnn.keras._arrays import Operands, Settings
@@ -31,7 +30,7 @@ def call(settings: Settings, operands: Operands) -> list[Any]:
     x, weights, states, *masks = operands
     tensors = [x, *weights, *states]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        outputs = _Call.apply(settings, len(weights), *masks, *tensors)  # type: ignore[no-untyped-call]
+        outputs = _Call.apply(settings, len(weights), *masks, *tensors)
         return list(outputs)
     return [torch.from_numpy(y) for y in _arrays.run(settings, _as_arrays(operands))]
 
@@ -57,10 +56,27 @@ class _Call(torch.autograd.Function):
         return tuple(map(torch.from_numpy, outputs))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         _ = ctx.saved_tensors  # raises if one was changed, or if the graph is freed
         settings, operands, weights, saved = ctx.kept
-        dy = [None if g is None else g.numpy() for g in gradients]
-        found = _arrays.run_backward(settings, operands, saved, dy, weights)
-        return (None, None, None, None, None, *map(torch.from_numpy, found))
+        dy = [None if g is None else g.detach().numpy() for g in gradients]
+        found = map(torch.from_numpy, _arrays.run_backward(settings, operands, saved, dy, weights))
+        if torch.is_grad_enabled():  # with create_graph=True: they are no constants, even where dy is one
+            anchor = torch.zeros((), requires_grad=True)
+            found = _Once.apply(settings.name, anchor, *found)
+        return (None, None, None, None, None, *found)
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, anchor: Any, *gradients: Any) -> tuple[Any, ...]:
+        ctx.name = name
+        return tuple(g.view_as(g) for g in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        raise RuntimeError(
+            f"{ctx.name}: its gradients cannot be differentiated once more; use the layer of keras.layers"
+        )

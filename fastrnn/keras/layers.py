@@ -65,7 +65,9 @@ class _OnKernels:
         if backend is None or symbolic or reason:
             if reason and not self._fastrnn_warned:
                 self._fastrnn_warned = True
-                message = f"{type(self).__name__} {self.name!r}: Keras computes this layer, not fastrnn: {reason}"
+                message = (
+                    f"{type(self).__name__} {self.name!r}: Keras computes this layer, not fastrnn: {reason}"
+                )
                 warnings.warn(message, FallbackWarning, stacklevel=2)
             return super().inner_loop(sequences, initial_state, mask, training=training)  # type: ignore[misc]
 
