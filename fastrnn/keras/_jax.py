@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import jax
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from fastrnn.keras._arrays import Operands, Settings
 
@@ -16,14 +17,18 @@ def reason_against(x: Any) -> str | None:
     """Why the kernels cannot read x, or None."""
     if jax.default_backend() != "cpu":
         return f"JAX runs on the device {jax.default_backend()}, not on the processor"
-    if not all(isinstance(n, int) for n in x.shape):
+    if not _is_known(x.shape):
         return f"its input has the shape {x.shape}, which is not known before the call"
     return None
 
 
 def is_symbolic(x: Any) -> bool:
-    """Whether x has a shape alone, and no values; of arrays that are traced, the kernels take the shape too."""
-    return False
+    """Whether Keras asks for shapes alone, some of them unknown; where all are known, the kernels tell them."""
+    return in_symbolic_scope() and not _is_known(x.shape)
+
+
+def _is_known(shape: Any) -> bool:
+    return all(isinstance(n, int) for n in shape)
 
 
 def call(settings: Settings, operands: Operands) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from fastrnn.keras import _arrays
 from fastrnn.keras._arrays import Operands, Settings
@@ -14,7 +15,7 @@ from fastrnn.keras._arrays import Operands, Settings
 
 def reason_against(x: Any) -> str | None:
     """Why the kernels cannot read x, or None."""
-    if not all(isinstance(n, int) for n in x.shape):
+    if not _is_known(x.shape):
         return f"its input has the shape {x.shape}, which is not known before the call"
     if jax.default_backend() != "cpu":
         return f"JAX runs on the device {jax.default_backend()}, not on the processor"
@@ -22,8 +23,12 @@ def reason_against(x: Any) -> str | None:
 
 
 def is_symbolic(x: Any) -> bool:
-    """Whether x has a shape alone, and no values; callbacks of traced arrays run when the traced function does."""
-    return False
+    """Whether Keras asks for shapes alone, some of them unknown; where all are known, the kernels tell them."""
+    return in_symbolic_scope() and not _is_known(x.shape)
+
+
+def _is_known(shape: Any) -> bool:
+    return all(isinstance(n, int) for n in shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -27,7 +27,7 @@ import fastrnn.keras as fast  # noqa: E402
 NAMES = {"simple_rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU", "gru_reset_before": "GRU"}
 LAYERS = ("SimpleRNN", "LSTM", "GRU")
 TOLERANCE = {"float32": 3e-5, "float64": 1e-11}
-EXAMPLES = {"torch": 40, "jax": 6, "tensorflow": 6}[BACKEND]
+EXAMPLES = {"torch": 40, "jax": 5, "tensorflow": 6}[BACKEND]
 PHASES = (
     list(Phase) if BACKEND == "torch" else [Phase.explicit, Phase.reuse, Phase.generate]
 )  # the others compile
@@ -173,8 +173,12 @@ def test_outputs_and_gradients_are_those_of_keras(dtype):
         check()
 
 
-@pytest.mark.parametrize("rates", [(0.5, 0.0), (0.0, 0.5), (0.4, 0.3)])
-@pytest.mark.parametrize("training", [False, True])
+# JAX compiles each case four times, for seconds: the one of each cell that has most in it.
+RATES = [(0.4, 0.3)] if BACKEND == "jax" else [(0.5, 0.0), (0.0, 0.5), (0.4, 0.3)]
+
+
+@pytest.mark.parametrize("rates", RATES)
+@pytest.mark.parametrize("training", [True] if BACKEND == "jax" else [False, True])
 def test_dropout_with_the_same_seed_is_that_of_keras(cell, rates, training):
     problem = random_problem(cell, 6, 4, 5, 8, "float32")
     options = {"dropout": rates[0], "recurrent_dropout": rates[1], "seed": 7, "return_sequences": True}
