@@ -149,6 +149,8 @@ def test_outputs_and_gradients_are_those_of_keras(dtype):
         training=st.booleans(),
     )
     def check(cell, sizes, seed, bias, mask, with_states, recurrent_activation, unroll, training, **options):
+        if BACKEND == "jax" and cell.startswith("gru"):
+            bias = True  # without, Keras' own GRU refuses float32 where JAX_ENABLE_X64 is set
         problem = random_problem(cell, *sizes, dtype, seed, bias)
         mask = mask_of(mask, *sizes[:2], seed)
         if BACKEND == "jax" and mask is not None:
