@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib
 import warnings
 from types import ModuleType
 from typing import Any
