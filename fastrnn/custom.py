@@ -1,4 +1,6 @@
-"""Cells with Python callables as activations or with layer normalization: the slower path, in NumPy by `reference`.
+"""Cells that the kernels don't know: the slower path, in NumPy by `reference`.
+
+They have Python callables as activations, layer normalization, or gates that see each other.
 
 `CustomWeights` and `CustomTape` stand for the kernels' Weights and Tape, `forward`, `backward` and `step` for the kernels'
 functions of these names, with their arguments and results; `functional` chooses. Each call first goes to the kernels, with
@@ -36,13 +38,14 @@ _FUNCTIONS: dict[str, Any] = {
 
 
 class CustomWeights:
-    """Weights of a cell with activations of any kind, and perhaps layer normalization.
+    """Weights of a cell with activations of any kind, and perhaps layer normalization or a kernel of the gates.
 
     Args:
         core: the kernels' weights, with activations of theirs.
         chosen: the activations of the gates, of the candidate, of an LSTM's c on its way to h.
         bias, peephole, projection: those among the kernels' weights, or None.
-        cell_norm, layer_norm: what `reference` normalizes with, or None.
+        gate_kernel, cell_norm, layer_norm: as `reference` takes them, or None. With a gate_kernel the states are [h, c,
+            i, f, o], of which the kernels know two.
     """
 
     __slots__ = (
@@ -52,6 +55,7 @@ class CustomWeights:
         "core",
         "dtype",
         "functions",
+        "gate_states",
         "inputs",
         "name",
         "outputs",
@@ -67,12 +71,14 @@ class CustomWeights:
         bias: Array | None,
         peephole: Array | None,
         projection: Array | None,
+        gate_kernel: Array | None,
         cell_norm: Array | None,
         layer_norm: Array | None,
     ) -> None:
         self.core, self.bias = core, bias
+        self.gate_states = 0 if gate_kernel is None else 3
         self.arrays, self.inputs, self.units, self.outputs = (
-            [*core.arrays, *(norm for norm in (cell_norm, layer_norm) if norm is not None)],
+            [*core.arrays, *(w for w in (gate_kernel, cell_norm, layer_norm) if w is not None)],
             core.inputs,
             core.units,
             core.outputs,
@@ -86,10 +92,13 @@ class CustomWeights:
             self.settings["recurrent_activation"] = recurrent_activation
         if name == "lstm":
             variant = next((word for word in words if word not in ("peephole", "projected")), None)
+            if gate_kernel is not None:
+                variant = "fgr"
             self.settings |= dict(
                 variant=variant,
                 peephole=peephole,
                 projection=projection,
+                gate_kernel=gate_kernel,
                 cell_norm=cell_norm,
                 output_activation=output_activation,
             )
@@ -161,7 +170,7 @@ def forward(
     _, _, core = _core.forward(
         weights.core,
         x,
-        initial_state,
+        _known(weights, weights.name, "initial_state", initial_state, x.shape[:1]),
         return_sequences,
         return_state,
         go_backwards,
@@ -170,7 +179,7 @@ def forward(
         zero_output_for_mask,
         dropout_mask,
         recurrent_dropout_mask,
-        zoneout_mask,
+        _known(weights, weights.name, "zoneout_mask", zoneout_mask, x.shape[:2]),
         embedding,
         out,
         threads,
@@ -200,7 +209,10 @@ def backward(
     dy: Array | Sequence[Array | None] | None, tape: CustomTape, threads: int
 ) -> tuple[Array, list[Array], list[Array]]:
     """What the kernels' backward does: the tape is used up, also if a callable raises an error."""
-    _core.backward(dy, tape.core, threads)
+    weights, known = tape.weights, dy
+    if weights.gate_states and tape.saved is not None and tape.saved.return_state and dy is not None:
+        known = _known(weights, f"{weights.name}.backward", "dy", dy, tape.saved.zeros[0].shape[:1], 1)
+    _core.backward(known, tape.core, threads)
     saved, tape.saved = tape.saved, None
     if dy is None and saved.return_state:
         dy = [None] * (1 + len(saved.zeros))
@@ -211,11 +223,39 @@ def step(
     weights: CustomWeights, x_t: Array, states: States, out: Sequence[Array] | None
 ) -> tuple[Array, list[Array]]:
     """What the kernels' step does; `out` is written to after the callables have returned."""
-    _core.step(weights.core, x_t, states)
+    where = f"{weights.name}.step"
+    known = _known(weights, where, "states", states, np.shape(x_t)[:1])
+    _core.step(weights.core, x_t, known)
     (_, *new), _ = weights.run(x_t[:, None], states, return_state=True)
     if out is None:
         return new[0], new
-    h, written = _core.step(weights.core, x_t, states, out)
+    h, written = _core.step(weights.core, x_t, known, _known(weights, where, "out", out, np.shape(x_t)[:1]))
+    written += out[len(written) :]
     for array, value in zip(written, new, strict=True):
         np.copyto(array, value)
     return h, written
+
+
+def _known(
+    weights: CustomWeights, where: str, what: str, given: Any, rows: tuple[int, ...], others: int = 0
+) -> Any:
+    """Of a list with `others` items and one per state, those that the kernels know and check; the rest is checked here."""
+    if not weights.gate_states or given is None:
+        return given
+    count = others + 2 + weights.gate_states
+    if not isinstance(given, (list, tuple)) or len(given) != count:
+        error = ValueError if isinstance(given, (list, tuple)) else TypeError
+        got = len(given) if error is ValueError else type(given).__name__
+        raise error(
+            f"{where}: {what} must be a list of {count} arrays, the states are h, c, i, f, o; got {got}"
+        )
+    shape = (*rows, weights.units)
+    for index, array in enumerate(given[others + 2 :], others + 2):
+        if array is None and what != "out":
+            continue
+        if not isinstance(array, np.ndarray) or array.dtype != weights.dtype or array.shape != shape:
+            got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise ValueError(
+                f"{where}: {what}[{index}] must be an array of {weights.dtype} with shape {shape}, got {got}"
+            )
+    return list(given[: others + 2])

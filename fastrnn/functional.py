@@ -7,8 +7,9 @@ For every cell there are three functions. `lstm` runs inference. `lstm_forward` 
 turns into gradients; a tape serves once. It refers to x, the weights, the masks and the initial states of its forward pass
 without copying them: don't change those before backward. What all functions take beside their weights is in `Options`.
 
-An activation is what `activations.get` takes. A cell with a pair of Python callables (function, derivative), or with
-layer normalization, is computed in NumPy: all options and results are the same, the speed is not.
+An activation is what `activations.get` takes. A cell with a pair of Python callables (function, derivative), with
+layer normalization or of the LSTM variant "fgr" is computed in NumPy: all options and results are the same, the speed is
+not.
 
 All arrays of a call have one dtype, float32 or float64 in native byte order; nothing is converted. Arrays may be read-only
 and have any strides; x, dy and states whose last axis is not contiguous are copied for the call.
@@ -87,7 +88,8 @@ class Gradients(NamedTuple):
     x: Array
     """[B, T, I]"""
     weights: list[Array]
-    """kernel, recurrent kernel, then bias, peephole, projection, cell_norm and layer_norm if there are any"""
+    """kernel, recurrent kernel, then bias, peephole, projection, gate_kernel, cell_norm and layer_norm if
+    there are any"""
     initial_state: list[Array]
     """[B, H] for every state, also where none was given"""
 
@@ -414,6 +416,7 @@ def make_weights(
     name: str,
     peephole: Array | None = None,
     projection: Array | None = None,
+    gate_kernel: Array | None = None,
     cell_norm: Array | None = None,
     layer_norm: Array | None = None,
 ) -> AnyWeights:
@@ -421,7 +424,8 @@ def make_weights(
 
     Args:
         cell: The name of the kernels' cell; `lstm_cell` for an LSTM.
-        kernel, recurrent_kernel, bias, peephole, projection, cell_norm, layer_norm: As the functions below take them.
+        kernel, recurrent_kernel, bias, peephole, projection, gate_kernel, cell_norm, layer_norm: As the functions
+            below take them.
         chosen: The activations of the gates, of the candidate, of an LSTM's c on its way to h.
         name: What error messages begin with.
     """
@@ -445,29 +449,32 @@ def make_weights(
         activations=codes if kernels_know_activations else None,
         name=name,
     )
-    if kernels_know_activations and cell_norm is None and layer_norm is None:
+    if kernels_know_activations and gate_kernel is None and cell_norm is None and layer_norm is None:
         return weights
-    _check_norm(name, "cell_norm", cell_norm, weights, weights.units)
-    _check_norm(name, "layer_norm", layer_norm, weights, kernel.shape[1])
+    _check_weight(name, "gate_kernel", gate_kernel, weights, (3 * weights.units, 3 * weights.units))
+    _check_weight(name, "cell_norm", cell_norm, weights, (2, weights.units))
+    _check_weight(name, "layer_norm", layer_norm, weights, (2, kernel.shape[1]))
     return CustomWeights(
         weights,
         found,
         bias=bias,
         peephole=peephole,
         projection=projection,
+        gate_kernel=gate_kernel,
         cell_norm=cell_norm,
         layer_norm=layer_norm,
     )
 
 
-def _check_norm(where: str, what: str, norm: Any, weights: Weights, columns: int) -> None:
-    if norm is None:
+def _check_weight(where: str, what: str, array: Any, weights: Weights, shape: tuple[int, int]) -> None:
+    """A weight that only `custom` knows."""
+    if array is None:
         return
-    if not isinstance(norm, np.ndarray) or norm.dtype != weights.dtype:
-        got = norm.dtype if isinstance(norm, np.ndarray) else type(norm).__name__
+    if not isinstance(array, np.ndarray) or array.dtype != weights.dtype:
+        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise TypeError(f"{where}: {what} must be an array of {weights.dtype} like the weights, got {got}")
-    if norm.shape != (2, columns):
-        raise ValueError(f"{where}: {what} must have shape (2, {columns}), got {norm.shape}")
+    if array.shape != shape:
+        raise ValueError(f"{where}: {what} must have shape {shape}, got {array.shape}")
 
 
 def lstm_cell(variant: str | None, peephole: bool, projection: bool = False) -> str:
@@ -499,7 +506,7 @@ def lstm_activations(
     )
 
 
-VARIANTS = (None, "vanilla", "nig", "nfg", "nog", "niaf", "noaf", "cifg", "np")
+VARIANTS = (None, "vanilla", "nig", "nfg", "nog", "niaf", "noaf", "cifg", "np", "fgr")
 
 
 def _simple_rnn_weights(
@@ -525,6 +532,7 @@ def _lstm_weights(
     variant: str | None,
     peephole: Array | None,
     projection: Array | None,
+    gate_kernel: Array | None,
     cell_norm: Array | None,
     layer_norm: Array | None,
 ) -> AnyWeights:
@@ -532,6 +540,10 @@ def _lstm_weights(
         cell = lstm_cell(variant, peephole is not None, projection is not None)
     except ValueError as error:
         raise ValueError(f"functional.lstm: {error}") from None
+    if (variant == "fgr") != (gate_kernel is not None):
+        raise ValueError(
+            'functional.lstm: the variant "fgr" and a gate_kernel go together; give both or leave both out'
+        )
     chosen = lstm_activations(variant, activation, recurrent_activation)
     return make_weights(
         cell,
@@ -542,6 +554,7 @@ def _lstm_weights(
         "functional.lstm",
         peephole,
         projection,
+        gate_kernel,
         cell_norm,
         layer_norm,
     )
@@ -770,6 +783,7 @@ def lstm(
     variant: str | None = None,
     peephole: Array | None = None,
     projection: Array | None = None,
+    gate_kernel: Array | None = None,
     cell_norm: Array | None = None,
     layer_norm: Array | None = None,
     **options: Unpack[Options],
@@ -787,7 +801,8 @@ def lstm(
     (Gers and Schmidhuber, 2000) the gates see c: i and f get p_i c_(t-1) and p_f c_(t-1), o gets p_o c_t.
     The variants are those of Greff et al., "LSTM: A Search Space Odyssey" (2017): "nig", "nfg", "nog" have no
     input, forget or output gate (it is 1), "cifg" has f = 1 - i; the columns of a gate that there is not are left
-    out. "niaf" and "noaf" have no activation of g or of c. "vanilla" has all of these, "np" no peepholes. With a
+    out. "niaf" and "noaf" have no activation of g or of c. "vanilla" has all of these, "np" no peepholes. "fgr"
+    adds [i f o]_(t-1) G to what i, f and o are made of; it is computed in NumPy. With a
     projection (Sak et al., 2014; proj_size of `torch.nn.LSTM`) h_t = (o tanh(c_t)) P is narrower than c_t.
 
     Args:
@@ -801,6 +816,7 @@ def lstm(
         peephole: p, a row [H] for each gate that there is, in the order i f o: [3, H]; None: no peepholes.
         projection: P, [H, R] with R <= H; None: none. With it recurrent_kernel is [R, 4H], and h, y and what the
             recurrent kernel multiplies are R wide.
+        gate_kernel: G, [3H, 3H], for "fgr". The states are then [h, c, i, f, o].
         cell_norm: Gain and bias [2, H] of the layer normalization of c on its way to h; computed in NumPy. None: not.
         layer_norm: Gains [2, 4H]: x W and h U are normalized over all their columns before b is added, each with its
             gain (Ba et al., 2016); computed in NumPy. None: not.
@@ -829,6 +845,7 @@ def lstm(
             variant,
             peephole,
             projection,
+            gate_kernel,
             cell_norm,
             layer_norm,
         ),
@@ -848,6 +865,7 @@ def lstm_forward(
     variant: str | None = None,
     peephole: Array | None = None,
     projection: Array | None = None,
+    gate_kernel: Array | None = None,
     cell_norm: Array | None = None,
     layer_norm: Array | None = None,
     **options: Unpack[Options],
@@ -870,6 +888,7 @@ def lstm_forward(
             variant,
             peephole,
             projection,
+            gate_kernel,
             cell_norm,
             layer_norm,
         ),

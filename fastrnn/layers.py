@@ -663,7 +663,7 @@ class _Recurrent(KeepsStates):
 
         Of several threads that come here at once, the first to finish makes the weights of all.
         """
-        streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self._entropy).spawn(5)]
+        streams = [np.random.default_rng(seed) for seed in np.random.SeedSequence(self._entropy).spawn(6)]
         shapes = self._weight_shapes(features)
         for name, shape in shapes.items():
             if math.prod(shape) > sys.maxsize // self._numpy_dtype.itemsize:
@@ -681,6 +681,8 @@ class _Recurrent(KeepsStates):
             arrays.append(np.zeros(shapes["peephole"], self.dtype))
         if "projection" in shapes:
             arrays.append(self._draw("kernel_initializer", shapes["projection"], streams[4]))
+        if "gate_kernel" in shapes:
+            arrays.append(self._draw("recurrent_initializer", shapes["gate_kernel"], streams[5]))
         if "cell_norm" in shapes:
             arrays.append(np.stack([np.ones(self.units, self.dtype), np.zeros(self.units, self.dtype)]))
         if "layer_norm" in shapes:
@@ -803,6 +805,7 @@ class _Recurrent(KeepsStates):
             self._where,
             named.get("peephole"),
             named.get("projection"),
+            named.get("gate_kernel"),
             named.get("cell_norm"),
             named.get("layer_norm"),
         )
@@ -1156,6 +1159,7 @@ class LSTM(_Recurrent):
         vanilla   the above          np     no peepholes
         nig       i = 1              nfg    f = 1                    nog     o = 1
         cifg      f = 1 - i          niaf   g without activation     noaf    h_t = o * c_t
+        fgr       i, f and o have + [i f o]_{t-1} G in them; the states are h, c, i, f, o. Computed in NumPy: much slower.
 
     Hochreiter and Schmidhuber, "Long Short-Term Memory" (1997), with the forget gate of Gers, Schmidhuber and
     Cummins, "Learning to Forget" (2000); keras.layers.LSTM.
@@ -1205,8 +1209,8 @@ class LSTM(_Recurrent):
 
     Weights: kernel W [I, 4*H], recurrent_kernel U [H, 4*H], bias b [4*H]; gates in the order i, f, g, o; with
     peepholes peephole p [3, H] in the order i, f, o, zeros at first. A gate that a variant hasn't has no columns and
-    no row. With proj_size U is [R, 4*H], and projection P [H, R] comes next. With layer_norm cell_norm [2, H] and
-    layer_norm [2, 4*H] come last but for the embedding.
+    no row. With proj_size U is [R, 4*H], and projection P [H, R] comes next; with "fgr" gate_kernel G [3*H, 3*H]. With
+    layer_norm cell_norm [2, H] and layer_norm [2, 4*H] come last but for the embedding.
 
     Raises:
         TypeError, ValueError: an argument isn't what is said here.
@@ -1280,6 +1284,8 @@ class LSTM(_Recurrent):
             raise ValueError(
                 f"{self._where}: proj_size must be at most units, {self.units}, got {self.proj_size}; make it smaller"
             )
+        if variant == "fgr":
+            self._states = 5
         missing = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}.get(variant or "", "")
         self._gate_names = [name for name in "ifgo" if name != missing]
         self._gates = len(self._gate_names)
@@ -1289,7 +1295,7 @@ class LSTM(_Recurrent):
 
     @property
     def _widths(self) -> list[int]:
-        return [self.proj_size or self.units, self.units]
+        return [self.proj_size or self.units, *[self.units] * (self._states - 1)]
 
     def _shapes(self, features: int) -> dict[str, Shape]:
         shapes = super()._shapes(features)
@@ -1297,6 +1303,8 @@ class LSTM(_Recurrent):
             shapes["peephole"] = (len(set(self._gate_names) - {"g"}), self.units)
         if self.proj_size is not None:
             shapes["projection"] = (self.units, self.proj_size)
+        if self.variant == "fgr":
+            shapes["gate_kernel"] = (3 * self.units, 3 * self.units)
         if self.layer_norm:
             shapes["cell_norm"] = (2, self.units)
         return shapes

@@ -74,7 +74,7 @@ def test_gradients_equal_finite_differences(name):
     chosen = {"activation": SINE}
     if name.startswith(("lstm", "gru")):
         chosen["recurrent_activation"] = CustomActivation(lambda a: np.sin(a) / 2, lambda a: np.cos(a) / 2)
-    others = [settings[name] for name in ("peephole", "projection") if name in settings]
+    others = [settings[name] for name in ("peephole", "projection", "gate_kernel") if name in settings]
     arrays = [x, *weights, *others, *options["initial_state"]]
     (y, *_), tape = forward(x, *weights, **settings, **chosen, **options, return_state=True)
     dy = random_gradients(y)

@@ -43,7 +43,12 @@ for variant in functional.VARIANTS:
     gates = reference.LSTM_GATES[variant]
     for peepholes in {0, len(set(gates) - {"g"})} if variant != "np" else {0}:
         CASES[f"lstm_{variant}_{peepholes}"] = Case(
-            functions("lstm"), CELLS["lstm"], len(gates), 2, peepholes, settings={"variant": variant}
+            functions("lstm"),
+            CELLS["lstm"],
+            len(gates),
+            5 if variant == "fgr" else 2,
+            peepholes,
+            settings={"variant": variant},
         )
 
 for peepholes in (0, 3):
@@ -73,10 +78,12 @@ def random_problem(case, B, T, I, H, dtype, seed, bias=True):
     shapes = [(I, G * H), recurrent, *([(*rows, G * H)] if bias else [])]
     weights = [0.7 * rng.standard_normal(s) / np.sqrt(max(1, s[0])) for s in shapes]
     others = {"peephole": 0.5 * rng.standard_normal((case.peepholes, H))} if case.peepholes else {}
+    if case.states == 5:
+        others["gate_kernel"] = 0.7 * rng.standard_normal((3 * H, 3 * H)) / np.sqrt(H)
     if case.projected:
         others["projection"] = 0.7 * rng.standard_normal((H, R)) / np.sqrt(H)
     x = rng.standard_normal((B, T, I))
-    states = [rng.uniform(-1, 1, (B, (R, H)[s])) for s in range(case.states)]
+    states = [rng.uniform(-1, 1, (B, H if s else R)) for s in range(case.states)]
     return (
         x.astype(dtype),
         [w.astype(dtype) for w in weights],
@@ -588,6 +595,35 @@ def test_lengths_are_short_for_a_mask():
             {"projection": np.ones((4, 3), "float32")},
             ValueError,
             "functional.lstm: projection must have shape (4, 4) (units, outputs), got (4, 3)",
+        ),
+        (
+            {"variant": "fgr"},
+            ValueError,
+            'functional.lstm: the variant "fgr" and a gate_kernel go together',
+        ),
+        (
+            {"variant": "fgr", "gate_kernel": np.ones((12, 4), "float32")},
+            ValueError,
+            "functional.lstm: gate_kernel must have shape (12, 12), got (12, 4)",
+        ),
+        (
+            {
+                "variant": "fgr",
+                "gate_kernel": np.ones((12, 12), "float32"),
+                "initial_state": [None] * 2,
+            },
+            ValueError,
+            "functional.lstm: initial_state must be a list of 5 arrays",
+        ),
+        (
+            {"layer_norm": np.ones((2, 4), "float32")},
+            ValueError,
+            "functional.lstm: layer_norm must have shape (2, 16), got (2, 4)",
+        ),
+        (
+            {"cell_norm": np.ones((2, 4))},
+            TypeError,
+            "functional.lstm: cell_norm must be an array of float32 like the weights, got float64",
         ),
         ({"variant": "gif"}, ValueError, "functional.lstm: variant must be one of None, 'vanilla'"),
         ({"activation": "tan"}, ValueError, "functional.lstm: there is no activation 'tan'"),

@@ -399,12 +399,14 @@ def test_variants_are_those_of_the_reference(variant, peephole, use_bias, plain)
         variant, peephole, use_bias=use_bias, return_sequences=True, return_state=True, recurrent_dropout=0.3
     )
     rng = np.random.default_rng(1)
-    x, states = rng.standard_normal((B, T, INPUTS)), [rng.standard_normal((B, H)) for _ in range(2)]
+    x = rng.standard_normal((B, T, INPUTS))
+    states = [rng.standard_normal((B, H)) for _ in range(5 if variant == "fgr" else 2)]
     mask = None if plain else mask_of_kind("holes")
     masks = {} if plain else layer._masks(x, True)
     layer._masks = lambda x, training: masks
     weights = layer.get_weights()
     bias = weights[2] if use_bias else None
+    others = {"gate_kernel": weights.pop()} if variant == "fgr" else {}
     has_peepholes = len(weights) > 2 + use_bias
     assert has_peepholes == (variant not in (None, "np") if peephole is None else peephole)
     expected, expected_tape = reference.lstm_forward(
@@ -418,6 +420,7 @@ def test_variants_are_those_of_the_reference(variant, peephole, use_bias, plain)
         return_sequences=True,
         return_state=True,
         **masks,
+        **others,
     )
     outputs, tape = layer.forward(x, initial_state=states, mask=mask)
     assert_close(outputs, expected, 1e-12)
@@ -436,11 +439,12 @@ def test_weights_of_a_variant_are_those_of_its_gates(variant, peephole):
     rows = len(set(gates) - {"g"})
     shapes = [(INPUTS, columns), (H, columns), (columns,)]
     has_peepholes = variant not in (None, "np") if peephole is None else peephole
-    assert [w.shape for w in layer.weights] == shapes + [(rows, H)] * has_peepholes
+    own = [(3 * H, 3 * H)] * (variant == "fgr")
+    assert [w.shape for w in layer.weights] == shapes + [(rows, H)] * has_peepholes + own
     assert_same(layer.bias, np.repeat(np.array([gate == "f" for gate in gates], "float32"), H))
     if has_peepholes:
-        assert not layer.weights[-1].any()
-        assert repr(layer).endswith(f", peephole {[rows, H]}")
+        assert not layer.weights[3].any()
+        assert f", peephole {[rows, H]}" in repr(layer)
     with pytest.raises(
         ValueError, match=r"^LSTM: weights must be \d arrays \(kernel, recurrent_kernel, bias"
     ):
