@@ -74,8 +74,9 @@ def main() -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // here)
     torch.set_num_threads(threads)
     fastrnn.set_num_threads(threads)
-    _, losses = train()
+    losses = train()[1]
     print(f"process {dist.get_rank()} of {dist.get_world_size()}: loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+    dist.barrier()  # nobody leaves while another process still needs it
     dist.destroy_process_group()
 
 

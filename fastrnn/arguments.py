@@ -88,7 +88,8 @@ def _rate(where: str, argument: str, value: Any) -> float:
         raise TypeError(_must(where, argument, what, value, "pass a float"))
     rate = float(value)
     if not 0 <= rate < 1:  # NaN isn't either
-        raise ValueError(_must(where, argument, what, value, "it is the fraction that is left out"))
+        kept = "keeps its state" if argument == "zoneout" else "is left out"
+        raise ValueError(_must(where, argument, what, value, f"it is the fraction that {kept}"))
     return rate
 
 

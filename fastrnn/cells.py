@@ -163,7 +163,8 @@ class SimpleRNNCell(_Cell):
     """One step of `SimpleRNN`: its equation, arguments and weights; keras.layers.SimpleRNNCell.
 
     Args:
-        units, ...: as of `SimpleRNN`, of which only what concerns whole sequences is missing.
+        units, ...: as of `SimpleRNN`, but for what concerns whole sequences, zoneout, layer_norm and
+            proj_size.
 
     >>> cell = SimpleRNNCell(4)
     >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -202,7 +203,8 @@ class IndRNNCell(_Cell):
     """One step of `IndRNN`: its equation, arguments and weights. Keras has no such cell.
 
     Args:
-        units, ...: as of `IndRNN`, of which only what concerns whole sequences is missing.
+        units, ...: as of `IndRNN`, but for what concerns whole sequences, zoneout, layer_norm and
+            proj_size.
 
     >>> cell = IndRNNCell(4)
     >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -241,7 +243,8 @@ class LSTMCell(_Cell):
     """One step of `LSTM`: its equations, arguments and weights; keras.layers.LSTMCell.
 
     Args:
-        units, ...: as of `LSTM`, of which only what concerns whole sequences is missing.
+        units, ...: as of `LSTM`, but for what concerns whole sequences, zoneout, layer_norm and
+            proj_size.
 
     >>> cell = LSTMCell(4)
     >>> y_t, (h, c) = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -284,7 +287,8 @@ class GRUCell(_Cell):
     """One step of `GRU`: its equations, arguments and weights; keras.layers.GRUCell.
 
     Args:
-        units, ...: as of `GRU`, of which only what concerns whole sequences is missing.
+        units, ...: as of `GRU`, but for what concerns whole sequences, zoneout, layer_norm and
+            proj_size.
 
     >>> cell = GRUCell(4)
     >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))

@@ -155,9 +155,14 @@ def run_forward(
     options |= {"zero_output_for_mask": zero_output_for_mask, "go_backwards": go_backwards}
     if lengths is not None:
         mask = functional.mask_of(weights.name, lengths, mask, x)
+    if options.get("out") is not None:
+        raise ValueError(f"{weights.name}: out must be None with checkpoints; copy the outputs into it")
     axes = 3 if options.get("embedding") is None else 2
     fits = isinstance(x, np.ndarray) and x.ndim == axes
-    if not fits or not (mask is None or (isinstance(mask, np.ndarray) and mask.shape == x.shape[:2])):
+    masks = [mask, *(options.get("zoneout_mask") or ())]
+    if not fits or not all(
+        m is None or (isinstance(m, np.ndarray) and m.shape[:2] == x.shape[:2]) for m in masks
+    ):
         functional.run(
             weights, x, initial_state=initial_state, mask=mask, **options
         )  # refuses what segments would hide
@@ -271,6 +276,8 @@ def _repeated(dy: Array, waiting: Array | None) -> Array | None:
 
 def _steps(where: str, every: Any, T: int) -> int:
     """How many steps a segment has."""
+    if isinstance(every, np.bool_):
+        every = bool(every)
     if every is True:
         return math.isqrt(max(T - 1, 0)) + 1
     what = f"{where}: the steps between checkpoints must be a positive integer, or True for about sqrt(T)"

@@ -207,27 +207,34 @@ class History:
 
 def train(model: Model, training: Ids, validation: Ids, steps: int) -> History:
     """Train for `steps` steps or until Ctrl-C, and validate ten times and at the end."""
-    adam, history, states = Adam(model.weights), History(), None
-    pause = math.ceil(steps / 10)
+    history = History()
     try:
-        # The bar is drawn on a terminal only (disable=None).
-        with tqdm(total=steps, unit=" steps", leave=False, disable=None) as bar:
-            for step, ids in zip(range(steps), batches(training), strict=False):
-                loss, gradients, states = model.gradients(ids, states)
-                model.weights = adam.step(model.weights, gradients, learning_rate(step, steps))
-                history.training.append(loss / math.log(2))
-                bar.set_postfix_str(f"{history.training[-1]:.2f} bits per character", refresh=False)
-                bar.update()
-                for state in states:
-                    state[step % BATCH] = 0  # one row in turn forgets, so that the model learns to begin
-                if (step + 1) % pause == 0:
-                    report(model, validation, history)
+        train_steps(model, training, validation, steps, history)
     except KeyboardInterrupt:
         history.stopped = True
+    if history.stopped:  # by now the bar is gone, whose end would swallow a second Ctrl-C
         print(f"  stopped after {count(len(history.training), 'step')}")
     if not history.validation or history.validation[-1][0] < len(history.training):
         report(model, validation, history)
     return history
+
+
+def train_steps(model: Model, training: Ids, validation: Ids, steps: int, history: History) -> None:
+    """Train, and note in `history` how it goes."""
+    adam, states = Adam(model.weights), None
+    pause = math.ceil(steps / 10)
+    # The bar is drawn on a terminal only (disable=None).
+    with tqdm(total=steps, unit=" steps", leave=False, disable=None) as bar:
+        for step, ids in zip(range(steps), batches(training), strict=False):
+            loss, gradients, states = model.gradients(ids, states)
+            model.weights = adam.step(model.weights, gradients, learning_rate(step, steps))
+            history.training.append(loss / math.log(2))
+            bar.set_postfix_str(f"{history.training[-1]:.2f} bits per character", refresh=False)
+            bar.update()
+            for state in states:
+                state[step % BATCH] = 0  # one row in turn forgets, so that the model learns to begin
+            if (step + 1) % pause == 0:
+                report(model, validation, history)
 
 
 def report(model: Model, validation: Ids, history: History) -> None:

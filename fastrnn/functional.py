@@ -65,7 +65,7 @@ class Options(TypedDict, total=False):
     """[B, G, H]: factors of what each gate's recurrent kernel multiplies, the same at every step."""
     zoneout_mask: Sequence[Array | None] | None
     """A list of one [B, T, H] array or None per state: 1 where the state stays as it was, 0 where it is renewed, in between
-    that mixture (Krueger et al., 2016). An array with strides of 0, as np.broadcast_to makes it, is not copied."""
+    that mixture (Krueger et al., 2016). An array of one row, broadcast with np.broadcast_to, is not copied."""
     embedding: Array | None
     """[V, I]: x is then an array [B, T] of integers, and the input of a step is the row of that number. The gradient of x,
     [B, T, I], is that of those rows; see `embedding_gradient`."""
@@ -173,13 +173,19 @@ def restore_tape(
 
     Args:
         weights: Of the same values, cell and activations.
-        saved: `saved` of the tape that `run_forward` returned, [B, T, weights.tape_slots, H] (with zoneout_mask more slots).
+        saved: `saved` of the tape that `run_forward` returned, [B, T, weights.tape_slots, H] (with zoneout_mask one
+            slot more for each state).
         x, initial_state: What `run_forward` was given; so are the other arguments, see `Options`.
 
     Raises:
         TypeError: An array is not of the weights' dtype.
         ValueError: A shape does not fit.
     """
+    if not isinstance(weights, Weights):
+        raise TypeError(
+            "functional.restore_tape: weights must be of a cell that the kernels compute, not of one in NumPy (callables, "
+            f"layer normalization, fgr), got {type(weights).__name__}"
+        )
     return _core.restore_tape(
         weights,
         saved,

@@ -368,7 +368,8 @@ def _batch(
                 a = a.reshape(size * a.shape[1], *a.shape[2:])
             folded.append(a)
         results = primitive.bind(*folded, static=static)
-        unfolded = [r.reshape(size, r.shape[0] // size, *r.shape[1:]) for r in results]
+        rows = next(a for name, a in zip(static.operands, at_front, strict=True) if name == "x").shape[-3]
+        unfolded = [r.reshape(size, rows, *r.shape[1:]) for r in results]
         return unfolded, [0] * len(results)
 
     def one(part: list[Array]) -> Any:
@@ -577,6 +578,9 @@ def _run_by_name(
     **flags: bool,
 ) -> Outputs:
     name = f"fastrnn.jax.{function}"
+    wrong = flags.keys() - {"zero_output_for_mask", "return_sequences", "return_state", "go_backwards"}
+    if wrong:
+        raise TypeError(f"{name}: there is no option {min(wrong)!r}; see the docstring of {name}")
     if lengths is not None:
         mask = _mask_of(name, lengths, mask, x)
     outputs = call(

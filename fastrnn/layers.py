@@ -216,7 +216,7 @@ class _Recurrent(KeepsStates):
             mask: bool array [B, T], True where there is a step; None: everywhere. Elsewhere x is not read, the
                 states stay and the output repeats the one before (zeros before the first step, or everywhere with
                 zero_output_for_mask). Masked steps are left out, so that they cost no time.
-            training: whether dropout and recurrent_dropout are used.
+            training: whether dropout, recurrent_dropout and the masks of zoneout are used.
             lengths: integers [B]; short for the mask that is True in the first so many steps of each row.
 
         Returns:
@@ -266,7 +266,8 @@ class _Recurrent(KeepsStates):
         Args:
             x, initial_state, mask, training, lengths: as in a call.
             checkpoint: k, how many steps lie between the states that are kept instead of all that every step
-                computed; True: about sqrt(T). Memory then grows as sqrt(T), and backward runs forward once more;
+                computed; True: about sqrt(T). Memory then grows as sqrt(T), but for zoneout's masks, which are drawn for
+                all steps; backward runs forward once more;
                 see `fastrnn.checkpoint`.
 
         Returns:
@@ -579,7 +580,11 @@ class _Recurrent(KeepsStates):
         Returns:
             The shape of y; with return_state a tuple of the shapes of y and of each state.
         """
-        batch, time, _ = input_shape if self.embedding is None else (*input_shape, None)
+        given = input_shape if self.embedding is None else (*input_shape, None)
+        if len(given) != 3:
+            axes = "(batch, time, features)" if self.embedding is None else "(batch, time)"
+            raise ValueError(f"{self._where}: input_shape must be {axes}, got {reprlib.repr(input_shape)}")
+        batch, time, _ = given
         outputs = self._widths[0]
         y: PartialShape = (batch, time, outputs) if self.return_sequences else (batch, outputs)
         return (y, *[(batch, width) for width in self._widths]) if self.return_state else y

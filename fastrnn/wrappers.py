@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike
 
 from fastrnn.arguments import CHECKS, LayerDType, floating, ids, plain
 from fastrnn.cells import RNN, HasWeightsOfMembers, _Fused, config_of, from_config_of
-from fastrnn.functional import Array, Gradients, embedding_gradient, mask_of, require_rows
-from fastrnn.layers import _Recurrent
+from fastrnn.functional import Array, Gradients, Weights, embedding_gradient, mask_of, require_rows
+from fastrnn.layers import Embedded, _Recurrent
 from fastrnn.runtime import at_once
 from fastrnn.states import KeepsStates
 
@@ -226,7 +226,7 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
             initial_state: None (zeros), or a list: the states of the forward layer, then those of the backward layer,
                 in the form in which return_state returns them.
             mask: bool array [B, T], True where there is a step; None: everywhere.
-            training: whether dropout is used.
+            training: whether dropout and zoneout are used.
             lengths: integers [B]; short for the mask that is True in the first so many steps of each row.
 
         Returns:
@@ -612,7 +612,10 @@ def _state_count(layer: Any) -> int:
 
 def _in_kernels(layer: Any) -> bool:
     """Whether it works in kernels alone, without the GIL."""
-    return not isinstance(layer, RNN) or all(isinstance(part, _Fused) for part in layer._parts)
+    if isinstance(layer, RNN):
+        return all(isinstance(part, _Fused) for part in layer._parts)
+    packed = layer._packed
+    return isinstance(packed.core if isinstance(packed, Embedded) else packed, Weights)
 
 
 def _anew(layer: Any, other: bool = False, **changes: Any) -> Any:

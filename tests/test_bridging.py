@@ -78,8 +78,37 @@ def test_out_needs_all_outputs_and_memory_of_its_own():
     weights = weights_of("lstm", problem)
     with pytest.raises(ValueError, match="return_sequences"):
         functional.run(weights, problem.x, out=np.zeros((2, 4, 5), "float32"))
-    with pytest.raises(ValueError, match="share memory with x"):
-        functional.run(weights, problem.x, return_sequences=True, out=problem.x)
+
+
+@pytest.mark.parametrize(
+    "what", ["x", "initial_state", "zoneout_mask", "dropout_mask", "recurrent_dropout_mask", "kernel"]
+)
+def test_out_lies_in_no_memory_that_is_read(what):
+    problem = random_problem("lstm", 2, 4, 5, 5, "float32")
+    memory = np.zeros((4, 2, 5), "float32")
+    out, options = memory.transpose(1, 0, 2), {}
+    x, weights = problem.x, list(problem.weights)
+    if what == "x":
+        x = out
+    elif what == "initial_state":
+        options[what] = [memory[0], None]
+    elif what == "zoneout_mask":
+        options[what] = [None, out]
+    elif what == "dropout_mask":
+        options[what] = memory[0]
+    elif what == "recurrent_dropout_mask":
+        options[what] = memory.reshape(2, 4, 5)
+    else:
+        weights[0] = np.zeros((5, 20), "float32")
+        out = weights[0].reshape(-1)[:40].reshape(2, 4, 5)
+    with pytest.raises(ValueError, match=f"out must not reach into the memory of {what}"):
+        functional.run(
+            weights_of("lstm", problem._replace(weights=weights)),
+            x,
+            return_sequences=True,
+            out=out,
+            **options,
+        )
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -856,7 +856,17 @@ def test_an_unknown_cell_is_refused():
     variants = [
         f"lstm_{gates}{suffix}" for gates in ("nig", "nfg", "nog", "cifg") for suffix in ("", "_peephole")
     ]
-    names = ["simple_rnn", "lstm", "gru", "gru_reset_before", "lstm_peephole", *variants, "indrnn"]
+    projected = ["lstm_projected", "lstm_projected_peephole"]
+    names = [
+        "simple_rnn",
+        "lstm",
+        "gru",
+        "gru_reset_before",
+        "lstm_peephole",
+        *variants,
+        *projected,
+        "indrnn",
+    ]
     message = f"the cell must be one of {', '.join(names)}, got 'rnn'"
     with pytest.raises(ValueError, match=exactly(message)):
         functional.Weights("rnn", zeros(3, 4), zeros(4, 4))

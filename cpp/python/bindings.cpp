@@ -576,14 +576,31 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     const py::array out = as_array(object, name, "out");
     require_dtype<T>(out, name, "out");
     require_shape(out, Shape{tape.x.shape(0), tape.x.shape(1), outputs}, name, "out", "batch, time, units");
+    if (out.size() == 0 && out.writeable()) return out;
     const bool in_place = readable_in_place<T>(out) && (outputs == 1 || stride<T>(out, 2) == 1);
     const bool own = (out.shape(0) < 2 || stride<T>(out, 0) != 0) && (out.shape(1) < 2 || stride<T>(out, 1) != 0);
     if (!out.writeable() || !in_place || !own)
       throw py::value_error(text(name, ": out must be writable, with the units of a step next to each other, got an ",
                                  "array that is ", out.writeable() ? "laid out otherwise" : "read-only",
                                  "; make one with numpy.empty((batch, time, units), \"", kDtype<T>, "\")"));
-    if (overlap(out, tape.x))
-      throw py::value_error(name + ": out must not share memory with x; give the outputs an array of their own");
+    const auto require_apart = [&](const py::object& other, Label what) {
+      if (!other.is_none() && overlap(out, py::array(other)))
+        throw py::value_error(text(name, ": out must not reach into the memory of ", what,
+                                   ", which is read while it is written; give the outputs an array of their own"));
+    };
+    require_apart(tape.x, "x");
+    for (int s = 0; s < traits.states; ++s) {
+      require_apart(tape.initial_state[s], {"initial_state", s});
+      require_apart(tape.options.zoneout_mask[s], {"zoneout_mask", s});
+    }
+    require_apart(tape.options.dropout_mask, "dropout_mask");
+    require_apart(tape.options.recurrent_dropout_mask, "recurrent_dropout_mask");
+    require_apart(tape.options.embedding, "embedding");
+    require_apart(kernel, "kernel");
+    require_apart(recurrent_kernel, "recurrent_kernel");
+    require_apart(bias, "bias");
+    require_apart(peephole, "peephole");
+    require_apart(projection, "projection");
     return out;
   }
 

@@ -208,7 +208,9 @@ template <class T>
 PackedWeights<T>::PackedWeights(const Weights<T>& w, Pass pass) {
   require(w.units >= 1 && w.inputs >= 0, "units must be at least 1 and inputs at least 0");
   const CellTraits traits = cell_traits(w.cell);
-  require(!traits.projected || (w.outputs >= 1 && w.outputs <= w.units), "outputs must be from 1 to units");
+  require(traits.projected ? w.outputs >= 1 && w.outputs <= w.units && w.projection.data
+                           : w.outputs == 0 || w.outputs == w.units,
+          "outputs must be from 1 to units with a projection, and units or 0 without");
   require_size({w.inputs + w.units, w.units, traits.gates, sizeof(T)});
   const Kernels& chosen = fastrnn::kernels();
   const KernelTable<T>& table = table_of<T>(chosen);

@@ -16,6 +16,13 @@ class Accelerated(NamedTuple):
     """The model that was given."""
     replaced: list[str]
     """The paths of the layers that run on the kernels now."""
+    kept: dict[str, str]
+    """Recurrent layers that are what they were: path -> reason."""
+
+    def __str__(self) -> str:
+        lines = [f"fastrnn runs {path}" for path in self.replaced]
+        lines += [f"Keras runs {path}: {reason}" for path, reason in self.kept.items()]
+        return "\n".join(lines or ["There is no recurrent layer"])
 
 
 _REPLACEMENT = {
@@ -34,12 +41,13 @@ def accelerate(model: Any) -> Accelerated:
     anew at the next call.
 
     Left alone are layers of your own subclasses, keras.layers.RNN around a cell, and layers that the kernels cannot compute.
+    To load a `.keras` file of the model, import fastrnn.keras first.
 
     Args:
         model: A keras.Model or a layer, built or not.
 
     Returns:
-        (model, replaced): the model that was given, and the paths of the layers that were replaced.
+        The model that was given, the paths of the layers that were replaced, and why others were not. Print it.
 
     Raises:
         TypeError: `model` is no layer of Keras.
@@ -54,18 +62,23 @@ def accelerate(model: Any) -> Accelerated:
             f"fastrnn.keras.accelerate: model must be a keras.Model or a layer of Keras, got a "
             f"{type(model).__module__}.{type(model).__qualname__}"
         )
-    replaced = []
+    replaced, kept = [], {}
     for path, layer in _walk(model, "", set()):
+        if not isinstance(layer, keras.layers.RNN) or isinstance(layer, tuple(_REPLACEMENT.values())):
+            continue
         replacement = _REPLACEMENT.get(type(layer))
-        if replacement and layers.reason_against(layer) is None:
+        reason = layers.reason_against(layer) if replacement else f"its class is {type(layer).__name__}"
+        if reason is None:
             layer.__class__ = replacement
             layers._leave_xla(layer)
             replaced.append(path)
+        else:
+            kept[path] = reason
     if replaced:
         for _, layer in _walk(model, "", set()):
             if isinstance(layer, keras.Model):
                 _forget_compiled(layer)
-    return Accelerated(model, replaced)
+    return Accelerated(model, replaced, kept)
 
 
 def _walk(layer: Any, path: str, seen: set[int]) -> Any:

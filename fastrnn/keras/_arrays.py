@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
-
-import numpy as np
 
 from fastrnn import functional
 from fastrnn.activations import Activation
 from fastrnn.functional import Array
+
+ONCE = "{}: its gradients cannot be differentiated once more; use the layer of keras.layers"  # of its name
 
 
 class Settings(NamedTuple):
@@ -60,13 +59,6 @@ def make_weights(settings: Settings, weights: Sequence[Array]) -> functional.Wei
             settings.name,
         ),
     )
-
-
-@functools.cache
-def tape_slots(settings: Settings, units: int, dtype: str) -> int:
-    """The third axis of a tape's array."""
-    gates = {"simple_rnn": 1, "lstm": 4}.get(settings.cell, 3)
-    return make_weights(settings, [np.zeros((rows, gates * units), dtype) for rows in (1, units)]).tape_slots
 
 
 def _options(settings: Settings, operands: Operands) -> dict[str, Any]:

@@ -72,8 +72,14 @@ def call(settings: Settings, operands: Operands) -> list[Any]:
             kept, backward = list(tensors), run_again_and_backward
 
         def gradient(*gradients: Any) -> list[Any]:
-            found = _numpy_function(backward, [*kept, *gradients], gradient_shapes)
-            return [*found, *[None] * len(given)]
+            return [*once(*kept, *gradients), *[None] * len(given)]
+
+        @tf.custom_gradient
+        def once(*tensors: Any) -> Any:
+            return _numpy_function(backward, tensors, gradient_shapes), refuse
+
+        def refuse(*_: Any) -> Any:
+            raise RuntimeError(_arrays.ONCE.format(settings.name))
 
         return outputs, gradient
 

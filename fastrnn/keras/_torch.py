@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from fastrnn.keras import _arrays
 from fastrnn.keras._arrays import Operands, Settings
@@ -28,7 +29,15 @@ def is_symbolic(x: Any) -> bool:
 def call(settings: Settings, operands: Operands) -> list[Any]:
     """[y], or with return_state [y, *states]; differentiable once."""
     x, weights, states, *masks = operands
+    states = tuple(
+        state.clone() for state in states
+    )  # Keras writes a stateful layer's in place, before backward
     tensors = [x, *weights, *states]
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(
+            f"{settings.name}: gradients must be taken in reverse mode, got a call of forward mode; use the layer of "
+            "keras.layers"
+        )
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         outputs = _Call.apply(settings, len(weights), *masks, *tensors)
         return list(outputs)
@@ -37,30 +46,37 @@ def call(settings: Settings, operands: Operands) -> list[Any]:
 
 def _as_arrays(operands: Operands) -> Operands:
     def array(tensor: Any) -> Any:
-        return None if tensor is None else tensor.detach().numpy()
+        return None if tensor is None else tensor.detach().resolve_neg().numpy()
 
     x, weights, states, *masks = operands
     return Operands(array(x), tuple(map(array, weights)), tuple(map(array, states)), *map(array, masks))
 
 
+def _operands(count: int, tensors: Any) -> Operands:
+    """Of three masks, x, `count` weights and the states."""
+    masks, (x, *rest) = tensors[:3], tensors[3:]
+    return _as_arrays(Operands(x, tuple(rest[:count]), tuple(rest[count:]), *masks))
+
+
 class _Call(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: Settings, count: int, *tensors: Any) -> tuple[Any, ...]:
-        masks, (x, *rest) = tensors[:3], tensors[3:]
-        operands = _as_arrays(Operands(x, tuple(rest[:count]), tuple(rest[count:]), *masks))
-        weights = _arrays.make_weights(settings, operands.weights)
-        outputs, saved = _arrays.run_forward(settings, operands, weights)
-        ctx.save_for_backward(*tensors)  # so that PyTorch notices when one is changed before backward
+        operands = _operands(count, tensors)
+        ctx.weights = _arrays.make_weights(settings, operands.weights)
+        outputs, saved = _arrays.run_forward(settings, operands, ctx.weights)
+        ctx.save_for_backward(*tensors, torch.from_numpy(saved))  # PyTorch frees them, and notices changes
         ctx.set_materialize_grads(False)
-        ctx.kept = settings, operands, weights, saved
+        ctx.settings, ctx.count = settings, count
         return tuple(map(torch.from_numpy, outputs))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        _ = ctx.saved_tensors  # raises if one was changed, or if the graph is freed
-        settings, operands, weights, saved = ctx.kept
-        dy = [None if g is None else g.detach().numpy() for g in gradients]
-        found = map(torch.from_numpy, _arrays.run_backward(settings, operands, saved, dy, weights))
+        *tensors, saved = ctx.saved_tensors
+        settings, weights = ctx.settings, ctx.weights
+        ctx.weights = None  # a loss that is kept keeps this context
+        dy = [None if g is None else g.detach().resolve_neg().numpy() for g in gradients]
+        operands = _operands(ctx.count, tensors)
+        found = map(torch.from_numpy, _arrays.run_backward(settings, operands, saved.numpy(), dy, weights))
         if torch.is_grad_enabled():  # with create_graph=True: they are no constants, even where dy is one
             anchor = torch.zeros((), requires_grad=True)
             found = _Once.apply(settings.name, anchor, *found)
@@ -77,6 +93,4 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        raise RuntimeError(
-            f"{ctx.name}: its gradients cannot be differentiated once more; use the layer of keras.layers"
-        )
+        raise RuntimeError(_arrays.ONCE.format(ctx.name))

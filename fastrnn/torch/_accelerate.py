@@ -65,8 +65,8 @@ def accelerate(model: torch.nn.Module) -> Accelerated:
     replaced, kept = [], {}
     module: torch.nn.Module
     for name, module in model.named_modules():
-        if type(module) in REPLACEMENTS.values() or not isinstance(
-            module, (torch.nn.RNNBase, torch.nn.RNNCellBase)
+        if not isinstance(module, (torch.nn.RNNBase, torch.nn.RNNCellBase)) or isinstance(
+            module, tuple(REPLACEMENTS.values())
         ):
             continue
         reason = _reason_to_keep(module)
@@ -80,7 +80,7 @@ def accelerate(model: torch.nn.Module) -> Accelerated:
 
 def _reason_to_keep(module: torch.nn.Module) -> str | None:
     if type(module) not in REPLACEMENTS:
-        return f"{type(module).__name__} is a class of its own, whose forward may be too"
+        return f"{type(module).__name__} is a class of its own; accelerate before you derive, or derive from fastrnn.torch's"
     if "forward" in module.__dict__:
         return "its forward was replaced"
     for parameter in module.parameters():

@@ -172,7 +172,7 @@ class _Padding:
         self.time, self.batch = len(batch_sizes), int(batch_sizes[0])
         self.mask: Tensor | None = None  # [B, T]
         if int(batch_sizes[-1]) != self.batch:
-            mask = torch.arange(self.batch) < batch_sizes[:, None]
+            mask = torch.arange(self.batch, device="cpu") < batch_sizes[:, None]
             self.mask = mask.t()
             self.rows = mask.view(-1).nonzero().squeeze(1)
 

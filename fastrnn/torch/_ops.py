@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastrnn import activations, functional
 from fastrnn.functional import Array, Weights
@@ -362,6 +363,8 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return False
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        _no_jvp(None)
     dtype = tensors[0].dtype
     if dtype is not torch.float32 and dtype is not torch.float64:
         return False
@@ -369,7 +372,7 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
         kind = type(t)
         if kind is not Tensor and kind is not Parameter:
             return False
-        if t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided:
+        if t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided or t.is_neg():
             return False
     return True
 
@@ -453,9 +456,8 @@ def _gradients_of_layer(ctx: Any, gradients: Sequence[Tensor | None]) -> Any:
     found: Sequence[Tensor]
     if not torch.is_grad_enabled() and is_plain([*tensors, *(g for g in given if g is not None)]):
         _, x, of_states, weights, tapes = _parted(mode, n_states, n_weights, (*given, *tensors))
-        found = _backward(
-            mode, given, x, mask, of_states, weights, directions, batch_first, tapes, ctx.prepared
-        )
+        prepared, ctx.prepared = ctx.prepared, None  # a loss that is kept keeps this context
+        found = _backward(mode, given, x, mask, of_states, weights, directions, batch_first, tapes, prepared)
     else:
         found = _LayerBackward.apply(
             mode, mask, directions, batch_first, n_states, n_weights, *given, *tensors

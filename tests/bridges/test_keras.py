@@ -499,7 +499,7 @@ def test_accelerate_swaps_the_layers_of_a_model_in_place():
     twin.fit(ids, y, verbose=0)
     variables = [id(v) for v in model.variables]
 
-    accelerated, replaced = fast.accelerate(model)
+    accelerated, replaced, _ = fast.accelerate(model)
     assert accelerated is model
     assert sorted(replaced) == ["both/backward_lstm", "both/forward_lstm", "inner/gru", "last"]
     assert [id(v) for v in model.variables] == variables
@@ -529,9 +529,10 @@ def test_accelerate_takes_a_layer_and_leaves_subclasses_alone():
     class MyLSTM(keras.layers.LSTM):
         pass
 
-    assert fast.accelerate(MyLSTM(3)).replaced == []
+    left = fast.accelerate(MyLSTM(3, name="mine"))
+    assert left.replaced == [] and str(left) == "Keras runs mine: its class is MyLSTM"
     layer = keras.layers.LSTM(3, name="alone")
-    assert fast.accelerate(layer) == (layer, ["alone"])
+    assert fast.accelerate(layer) == (layer, ["alone"], {})
     with kernels_run("lstm"):
         layer(np.zeros((2, 4, 3), "float32"))
     with pytest.raises(TypeError, match="model must be"):
@@ -629,6 +630,26 @@ def test_gradients_in_graphs_are_those_of_eager_calls(training, inner):
 
 
 @on_tensorflow
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("graph", [False, True])
+def test_second_derivatives_on_tensorflow_are_refused(training, graph):
+    import tensorflow as tf
+
+    layer, x = fast.GRU(4), tf.random.normal((2, 5, 3))
+
+    def penalty():
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = tf.reduce_sum(layer(x, training=training) ** 2)
+            loss = y + tf.reduce_sum(tape.gradient(y, x) ** 2)
+        return outer.gradient(loss, layer.trainable_variables[0].value)
+
+    with pytest.raises(RuntimeError, match="cannot be differentiated once more"):
+        (tf.function(penalty) if graph else penalty)()
+
+
+@on_tensorflow
 def test_models_are_compiled_without_xla():
     model = keras.Sequential([keras.Input((4, 3)), fast.LSTM(4)])
     model.compile("sgd", "mse")
@@ -652,6 +673,20 @@ def test_layers_are_mapped_and_jitted():
     expected = np.stack([array(layer(one)) for one in x])
     with kernels_run("lstm"):
         assert_close(array(jax.jit(jax.vmap(layer))(x)), expected, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["SimpleRNN", "LSTM", "GRU"])
+def test_stateful_layers_are_trained(name):
+    layer = getattr(fast, name)(4, stateful=True)
+    model = keras.Sequential([keras.Input(batch_shape=(4, 6, 3)), layer, keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(0).standard_normal((12, 6, 3)).astype("float32")
+    cell = name.lower().replace("simplernn", "simple_rnn")
+    with kernels_run(cell, True, True):
+        losses = model.fit(x, np.ones((12, 1)), batch_size=4, epochs=4, shuffle=False, verbose=0).history[
+            "loss"
+        ]
+    assert losses[-1] < losses[0]
 
 
 # ---- Packaging

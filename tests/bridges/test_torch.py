@@ -714,3 +714,46 @@ def test_without_torch_the_import_error_names_the_extra(run_python):
         print(error)
     """
     assert "pip install fastrnn[torch]" in run_python(code)
+
+
+# ---- What a review of odd inputs found
+
+
+@pytest.mark.parametrize("mode", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_batches_without_rows_are_as_in_torch_nn(mode, batch_first):
+    shape = (0, 6, 3) if batch_first else (6, 0, 3)
+    options = dict(num_layers=2, bidirectional=True, batch_first=batch_first)
+    results = []
+    for module in (torch.nn, fastrnn.torch):
+        x = torch.zeros(shape, requires_grad=True)
+        y = getattr(module, mode)(3, 4, **options)(x)[0]
+        y.sum().backward()
+        results.append((y.shape, x.grad.shape))
+    assert results[0] == results[1]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_forward_mode_is_refused(frozen):
+    from torch.autograd import forward_ad
+
+    layer, x = fastrnn.torch.GRU(3, 4).requires_grad_(not frozen), torch.ones(5, 2, 3)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="reverse mode"):
+        layer(forward_ad.make_dual(x, x))
+
+
+def test_lazily_negated_tensors_are_read_right():
+    x = torch.fft.fft(torch.ones(5, 2, 3) * torch.arange(3.0)).conj().imag
+    assert x.is_neg()
+    layer = fastrnn.torch.LSTM(3, 4)
+    torch.testing.assert_close(layer(x)[0], layer(x.clone())[0], rtol=0, atol=0)
+
+
+def test_a_loss_that_is_kept_keeps_no_packed_weights():
+    layer = fastrnn.torch.LSTM(3, 4)
+    loss = layer(torch.ones(5, 2, 3))[0].sum()
+    loss.backward(retain_graph=True)
+    node = loss.grad_fn.next_functions[0][0]
+    assert node.prepared is None
+    loss.backward()  # packs anew

@@ -108,6 +108,7 @@ struct Weights {
   MatrixView<T> bias;              ///< b [bias_rows, G*H]; data null: no bias
   MatrixView<T> parameters{};      ///< [P, H]
   std::int64_t outputs = 0;        ///< R, how wide h is, of a cell with a projection: from 1 to H. U is then [R, G*H].
+                                   ///< Of others 0 or H.
   MatrixView<T> projection{};      ///< [H, R]
   /// Of the gates, of the candidate, and (lstm) of c on its way to h. Other than these run in the general kernels,
   /// which take longer for small layers.
@@ -192,7 +193,7 @@ struct Call {
 /// One forward pass.
 template <class T>
 struct Forward : Call<T> {
-  T* y = nullptr;  ///< written [B, T, H], h of every step; null: not wanted
+  T* y = nullptr;  ///< written [B, T, H], h of every step; null: not wanted; may not alias anything that is read
   std::int64_t y_batch_stride = 0, y_time_stride = 0;
   T* final_state[kMaxStates] = {};  ///< written [B, H] each; null: not wanted; may not alias initial_state
   /// Written [B, T, tape_slots(), H], for backward; null: inference. The slots are the cell's gate values (or the sums
