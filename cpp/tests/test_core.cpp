@@ -42,12 +42,15 @@ struct Problem {
   Cell cell;
   Index B, steps, I, H, G;
   CellTraits traits;
-  Index R;  // how wide h is
+  Index R;        // how wide h is
+  bool extended;  // with a mask, and zoneout of the last state
+  std::vector<std::uint8_t> mask;
+  std::vector<T> zoneout;
   std::vector<T> x, kernel, recurrent, bias, parameters, projection, initial[kMaxStates], dy, dfinal[kMaxStates];
   std::vector<T> y, final_state[kMaxStates], tape, dx, dkernel, drecurrent, dbias, dparameters, dprojection,
       dinitial[kMaxStates];
 
-  Problem(Cell cell, Index B, Index steps, Index I, Index H)
+  Problem(Cell cell, Index B, Index steps, Index I, Index H, bool extended = false)
       : cell(cell),
         B(B),
         steps(steps),
@@ -55,7 +58,8 @@ struct Problem {
         H(H),
         G(cell_traits(cell).gates),
         traits(cell_traits(cell)),
-        R(traits.projected ? (2 * H + 2) / 3 : H) {
+        R(traits.projected ? (2 * H + 2) / 3 : H),
+        extended(extended) {
     std::mt19937 generator(7);
     const auto random = [&](Index n, double scale) {
       std::uniform_real_distribution<double> uniform(-scale, scale);
@@ -70,6 +74,8 @@ struct Problem {
     parameters = random(traits.parameters * H, 0.5);
     projection = random(traits.projected ? H * R : 0, 1 / std::sqrt(double(H)));
     dy = random(B * steps * R, 1);
+    zoneout = random(B * steps * width(traits.states - 1), 0.4);
+    for (Index i = 0; i < B * steps; ++i) mask.push_back(generator() % 4 > 0);
     for (int s = 0; s < traits.states; ++s) {
       initial[s] = random(B * width(s), 1);
       dfinal[s] = random(B * width(s), 1);
@@ -88,6 +94,19 @@ struct Problem {
             {parameters.data(), H, 1},
             R,
             {projection.data(), R, 1}};
+  }
+
+  /// The mask and zoneout from row b0 and step t0 on.
+  void extend(Call<T>& call, Index b0, Index t0) const {
+    if (!extended) return;
+    const int last = traits.states - 1;
+    const Index n = width(last);
+    call.mask = mask.data() + b0 * steps + t0;
+    call.mask_batch_stride = steps;
+    call.mask_time_stride = 1;
+    call.zoneout[last] = zoneout.data() + (b0 * steps + t0) * n;
+    call.zoneout_batch_stride[last] = steps * n;
+    call.zoneout_time_stride[last] = n;
   }
 
   /// Rows [b0, b1), steps [t0, t1): inference into y and final_state, with a tape of its own if `keep`.
@@ -109,9 +128,10 @@ struct Problem {
       call.final_state[s] = final_state[s].data() + b0 * width(s);
     }
     if (keep) {
-      tape.assign(static_cast<std::size_t>(call.time * call.batch * tape_slots(weights()) * H), T(0));
+      tape.assign(static_cast<std::size_t>(call.time * call.batch * tape_slots(weights(), extended) * H), T(0));
       call.tape = tape.data();
     }
+    extend(call, b0, t0);
     call.interrupt = interrupt;
     return forward(packed, call);
   }
@@ -148,6 +168,7 @@ struct Problem {
       call.dfinal_state[s] = dfinal[s].data();
       call.dinitial_state[s] = dinitial[s].data();
     }
+    extend(call, 0, 0);
     backward(PackedWeights<T>(weights(), Pass::backward), call);
   }
 
@@ -174,13 +195,13 @@ std::string label(const char* property, Cell cell, Sizes s) {
 }
 
 template <class T>
-void result_does_not_depend_on_threads_or_batch_or_time_split(Cell cell, Sizes s) {
-  Problem<T> one(cell, s.B, s.steps, s.I, s.H);
+void result_does_not_depend_on_threads_or_batch_or_time_split(Cell cell, Sizes s, bool extended) {
+  Problem<T> one(cell, s.B, s.steps, s.I, s.H, extended);
   set_num_threads(1);
   one.run_forward(true);
   one.run_backward();
   for (int threads : {2, 3, 5}) {
-    Problem<T> other(cell, s.B, s.steps, s.I, s.H);
+    Problem<T> other(cell, s.B, s.steps, s.I, s.H, extended);
     set_num_threads(threads);
     other.run_forward(true);
     other.run_backward();
@@ -190,21 +211,21 @@ void result_does_not_depend_on_threads_or_batch_or_time_split(Cell cell, Sizes s
           label("result does not depend on threads", cell, s));
   }
   set_num_threads(2);
-  Problem<T> rows(cell, s.B, s.steps, s.I, s.H);
+  Problem<T> rows(cell, s.B, s.steps, s.I, s.H, extended);
   for (Index b = 0; b < s.B; b += 2) rows.run_forward(false, b, std::min(s.B, b + 2), 0, s.steps);
   check(s.B == 0 || (rows.y == one.y && rows.final_state[0] == one.final_state[0]),
         label("result does not depend on batch split", cell, s));
   Problem<T> steps(cell, s.B, s.steps, s.I, s.H);
-  for (Index t = 0; t < s.steps; ++t) {
+  for (Index t = 0; t < s.steps && !extended; ++t) {
     steps.run_forward(false, 0, s.B, t, t + 1);
     for (int i = 0; i < steps.traits.states; ++i) steps.initial[i] = steps.final_state[i];
   }
-  check(s.steps == 0 || steps.y == one.y, label("steps one at a time equal a sequence", cell, s));
+  check(extended || s.steps == 0 || steps.y == one.y, label("steps one at a time equal a sequence", cell, s));
   set_num_threads(0);
 }
 
-void gradients_equal_finite_differences(Cell cell, Sizes s) {
-  Problem<double> p(cell, s.B, s.steps, s.I, s.H);
+void gradients_equal_finite_differences(Cell cell, Sizes s, bool extended) {
+  Problem<double> p(cell, s.B, s.steps, s.I, s.H, extended);
   p.run_forward(true);
   p.run_backward();
   const auto compare = [&](std::vector<double>& values, const std::vector<double>& gradient, const char* name) {
@@ -304,9 +325,11 @@ int main(int argc, char** argv) {
   for (int i = 0; i < kCells; ++i) {
     const Cell cell = static_cast<Cell>(i);
     for (const Sizes& sizes : kSizes) {
-      result_does_not_depend_on_threads_or_batch_or_time_split<float>(cell, sizes);
-      result_does_not_depend_on_threads_or_batch_or_time_split<double>(cell, sizes);
-      gradients_equal_finite_differences(cell, sizes);
+      for (bool extended : {false, true}) {
+        result_does_not_depend_on_threads_or_batch_or_time_split<float>(cell, sizes, extended);
+        result_does_not_depend_on_threads_or_batch_or_time_split<double>(cell, sizes, extended);
+        gradients_equal_finite_differences(cell, sizes, extended);
+      }
       float_follows_double(cell, sizes);
     }
   }
