@@ -22,7 +22,7 @@ import pytest
 
 import fastrnn
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="trains in PyTorch, which is not installed")
 import fastrnn.torch  # noqa: E402
 
 nn = torch.nn

@@ -170,7 +170,7 @@ def forward(
     _, _, core = _core.forward(
         weights.core,
         x,
-        _known(weights, weights.name, "initial_state", initial_state, x.shape[:1]),
+        _known(weights, weights.name, "initial_state", initial_state, np.shape(x)[:1]),
         return_sequences,
         return_state,
         go_backwards,
@@ -179,7 +179,7 @@ def forward(
         zero_output_for_mask,
         dropout_mask,
         recurrent_dropout_mask,
-        _known(weights, weights.name, "zoneout_mask", zoneout_mask, x.shape[:2]),
+        _known(weights, weights.name, "zoneout_mask", zoneout_mask, np.shape(x)[:2]),
         embedding,
         out,
         threads,
@@ -216,7 +216,7 @@ def backward(
     saved, tape.saved = tape.saved, None
     if dy is None and saved.return_state:
         dy = [None] * (1 + len(saved.zeros))
-    return tuple(tape.weights.functions[1](dy, saved))
+    return tuple(weights.functions[1](dy, saved))
 
 
 def step(

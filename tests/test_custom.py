@@ -237,3 +237,9 @@ def test_callables_see_the_rows_of_real_steps_alone(name):
         assert_close(gradients.x[b : b + 1, :steps], backward(np.ones_like(alone), tape).x, 1e-9)
         assert not gradients.x[b, steps:].any()
     assert all(np.isfinite(w).all() for w in gradients.weights)
+
+
+def test_a_list_as_x_is_refused_as_by_the_kernels():
+    one = np.ones((1, 1))
+    with pytest.raises(TypeError, match=r"functional\.simple_rnn: x must be a NumPy array, got list"):
+        functional.simple_rnn([[[1.0]]], one, one, activation=TANH)

@@ -411,6 +411,8 @@ def test_large_arrays_pass(cell):
     with kernels_run(cell, True, True):
         y = model.predict(problem.x, verbose=0, batch_size=64)
         model.fit(problem.x, y, verbose=0, batch_size=64)
+    again = layer_of(fast, cell, problem, return_sequences=True)
+    assert_close(y[:3], array(again(problem.x[:3])), 1e-6)
 
 
 # ---- What Keras computes

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import shutil
 import warnings
 from contextlib import contextmanager
 
@@ -515,13 +516,10 @@ def test_compiled_with_packed_sequences(dynamo):
 
 
 def test_compiled_by_inductor(dynamo):
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("inductor needs a C++ compiler, and there is none")
     module = fastrnn.torch.LSTM(I, H)
-    try:
-        compiled = torch.compile(module, fullgraph=True)
-        compiled(torch.randn(4, 6, I))
-    except torch._inductor.exc.InductorError as error:
-        pytest.skip(f"inductor has no working C++ compiler: {error}")
-    compiled_is_right("LSTM", module, compiled, 1)
+    compiled_is_right("LSTM", module, torch.compile(module, fullgraph=True), 1)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -50,8 +50,7 @@ struct CellTraits {
   int bias_rows;   ///< the bias has bias_rows * G*H elements
   int parameters;  ///< P: vectors of H per-unit parameters
   int tape_slots;  ///< of a tape with sigmoid and tanh; tape_slots() says it of any weights
-  bool
-      projected;  ///< h is R wide, not H: below, [B, H] and [B, T, H] are then [B, R] and [B, T, R] where they are of h
+  bool projected;  ///< h is R wide, not H: what is of h below is then [B, R] and [B, T, R], and U [R, G*H]
 };
 CellTraits cell_traits(Cell cell);
 Cell cell_from_name(const std::string& name);  ///< "simple_rnn", "lstm" …
