@@ -77,12 +77,10 @@ class CustomWeights:
     ) -> None:
         self.core, self.bias = core, bias
         self.gate_states = 0 if gate_kernel is None else 3
-        self.arrays, self.inputs, self.units, self.outputs = (
-            [*core.arrays, *(w for w in (gate_kernel, cell_norm, layer_norm) if w is not None)],
-            core.inputs,
-            core.units,
-            core.outputs,
-        )
+        known = 2 + sum(w is not None for w in (bias, peephole, projection))
+        further = (w for w in (gate_kernel, cell_norm, layer_norm) if w is not None)
+        self.arrays = [*core.arrays[:known], *further]
+        self.inputs, self.units, self.outputs = core.inputs, core.units, core.outputs
         self.cell, self.name, self.dtype = core.cell, core.name, core.dtype
         recurrent_activation, activation, output_activation = chosen
         name, *words = self.cell.split("_") if self.cell.startswith(("lstm", "gru")) else [self.cell]
@@ -91,7 +89,7 @@ class CustomWeights:
         if name in ("lstm", "gru"):
             self.settings["recurrent_activation"] = recurrent_activation
         if name == "lstm":
-            variant = next((word for word in words if word not in ("peephole", "projected")), None)
+            variant = next((word for word in words if word in ("nig", "nfg", "nog", "cifg")), None)
             if gate_kernel is not None:
                 variant = "fgr"
             self.settings |= dict(

@@ -445,6 +445,7 @@ def make_weights(
         if isinstance(a, activations.Activation)
     ]
     kernels_know_activations = len(codes) == len(found)
+    kernels_normalize = cell != "indrnn"
     weights = Weights(
         cell,
         kernel,
@@ -452,14 +453,16 @@ def make_weights(
         bias,
         peephole=peephole,
         projection=projection,
+        cell_norm=cell_norm,
+        layer_norm=layer_norm if kernels_normalize else None,
         activations=codes if kernels_know_activations else None,
         name=name,
     )
-    if kernels_know_activations and gate_kernel is None and cell_norm is None and layer_norm is None:
+    if kernels_know_activations and gate_kernel is None and (kernels_normalize or layer_norm is None):
         return weights
     _check_weight(name, "gate_kernel", gate_kernel, weights, (3 * weights.units, 3 * weights.units))
-    _check_weight(name, "cell_norm", cell_norm, weights, (2, weights.units))
-    _check_weight(name, "layer_norm", layer_norm, weights, (2, kernel.shape[1]))
+    if not kernels_normalize:
+        _check_weight(name, "layer_norm", layer_norm, weights, (2, kernel.shape[1]))
     return CustomWeights(
         weights,
         found,
@@ -483,8 +486,10 @@ def _check_weight(where: str, what: str, array: Any, weights: Weights, shape: tu
         raise ValueError(f"{where}: {what} must have shape {shape}, got {array.shape}")
 
 
-def lstm_cell(variant: str | None, peephole: bool, projection: bool = False) -> str:
-    """The name of the kernels' cell for a variant of LSTM, with or without peepholes and projection.
+def lstm_cell(
+    variant: str | None, peephole: bool, projection: bool = False, normalized: bool = False
+) -> str:
+    """The name of the kernels' cell for a variant of LSTM, with or without peepholes, projection and c normalized.
 
     Raises:
         ValueError: there is no such variant, or not with peepholes or a projection.
@@ -497,8 +502,7 @@ def lstm_cell(variant: str | None, peephole: bool, projection: bool = False) -> 
     gates = f"_{variant}" if variant in ("nig", "nfg", "nog", "cifg") else ""
     if projection and gates:
         raise ValueError(f"variant {variant!r} has no projection; leave one of them out")
-    gates += "_projected" * projection
-    return f"lstm{gates}_peephole" if peephole else f"lstm{gates}"
+    return "lstm" + gates + "_projected" * projection + "_peephole" * peephole + "_normalized" * normalized
 
 
 def lstm_activations(
@@ -543,7 +547,7 @@ def _lstm_weights(
     layer_norm: Array | None,
 ) -> AnyWeights:
     try:
-        cell = lstm_cell(variant, peephole is not None, projection is not None)
+        cell = lstm_cell(variant, peephole is not None, projection is not None, cell_norm is not None)
     except ValueError as error:
         raise ValueError(f"functional.lstm: {error}") from None
     if (variant == "fgr") != (gate_kernel is not None):

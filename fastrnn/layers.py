@@ -1282,7 +1282,9 @@ class LSTM(_Recurrent):
         super().__init__(locals())
         self._has_peepholes = variant not in (None, "np") if self.peephole is None else self.peephole
         try:
-            self._cell = functional.lstm_cell(variant, self._has_peepholes, self.proj_size is not None)
+            self._cell = functional.lstm_cell(
+                variant, self._has_peepholes, self.proj_size is not None, self.layer_norm
+            )
         except ValueError as error:
             raise ValueError(f"{self._where}: {error}") from None
         if self.proj_size is not None and self.proj_size > self.units:

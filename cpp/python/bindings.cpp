@@ -209,7 +209,7 @@ class Weights {
   CellTraits traits;
   Index inputs, units, outputs;  ///< outputs: how wide h is
   py::array kernel, recurrent_kernel;
-  py::object bias, peephole, projection;  ///< None or arrays
+  py::object bias, peephole, projection, cell_norm, layer_norm;  ///< None or arrays
 
   Index width(int state) const { return state == 0 ? outputs : units; }
   fastrnn::Activation activations[fastrnn::kActivations];
@@ -280,7 +280,8 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
  public:
   TypedWeights(const std::string& cell_name, const py::array& kernel_in, const py::array& recurrent_in,
                const py::object& bias_in, const py::object& peephole_in, const py::object& projection_in,
-               py::handle activations_in, const std::string& name_in) {
+               const py::object& cell_norm_in, const py::object& layer_norm_in, py::handle activations_in,
+               const std::string& name_in) {
     name = name_in;
     step_name = name + ".step";
     cell = fastrnn::cell_from_name(cell_name);
@@ -322,15 +323,13 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     recurrent_kernel = readable_in_place<T>(recurrent_in) ? recurrent_in : copied(recurrent_in);
     peephole = peephole_in;
     const int peepholes = is_vector() ? 0 : traits.parameters;
-    if (peephole.is_none() != (peepholes == 0))
-      throw py::value_error(text(name, ": peephole must be ", peepholes ? "an array" : "None", " for the cell ",
-                                 cell_name, ", got ", type_name(peephole)));
-    if (peepholes) {
-      const py::array p = as_array(peephole, name, "peephole");
-      require_dtype_of_weights(p, "peephole");
-      require_shape(p, Shape{peepholes, units}, name, "peephole", "a row for each gate that sees c");
-      peephole = contiguous<T>(p);
-    }
+    peephole =
+        checked_rows(peephole_in, "peephole", peepholes > 0, {peepholes, units}, "a row for each gate that sees c");
+    cell_norm = checked_rows(cell_norm_in, "cell_norm", traits.cell_norm, {2, units}, "gain and bias");
+    if (is_vector() && !layer_norm_in.is_none())
+      throw py::value_error(text(name, ": layer_norm must be None for the cell ", cell_name));
+    layer_norm = checked_rows(layer_norm_in, "layer_norm", !layer_norm_in.is_none(), {2, G * units},
+                              "gains of what x and of what the state give");
     read_activations(activations_in);
     bias = bias_in;
     if (!bias.is_none()) {
@@ -532,6 +531,16 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       call.dprojection = dprojection.mutable_data();
       weights_gradient.append(dprojection);
     }
+    if (!cell_norm.is_none()) {
+      auto dcell_norm = empty<T>({2, units}, where, "a gradient");
+      call.dcell_norm = dcell_norm.mutable_data();
+      weights_gradient.append(dcell_norm);
+    }
+    if (!layer_norm.is_none()) {
+      auto dlayer_norm = empty<T>({2, G * units}, where, "a gradient");
+      call.dlayer_norm = dlayer_norm.mutable_data();
+      weights_gradient.append(dlayer_norm);
+    }
     py::list dinitial;
     for (int s = 0; s < traits.states; ++s) {
       if (!dfinal[s].is_none()) call.dfinal_state[s] = data<T>(dfinal[s]);
@@ -601,11 +610,26 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     require_apart(bias, "bias");
     require_apart(peephole, "peephole");
     require_apart(projection, "projection");
+    require_apart(cell_norm, "cell_norm");
+    require_apart(layer_norm, "layer_norm");
     return out;
   }
 
   /// Whether the recurrent kernel is a vector, which the core takes as its cell's parameters.
   bool is_vector() const { return cell == Cell::indrnn; }
+
+  /// Further weights of the cell, contiguous, that must be there or not.
+  py::object checked_rows(const py::object& given, const char* of, bool wanted, const Shape& shape,
+                          const char* meaning) const {
+    if (given.is_none() == wanted)
+      throw py::value_error(text(name, ": ", of, " must be ", wanted ? "an array" : "None", " for the cell ",
+                                 traits.name, ", got ", type_name(given)));
+    if (!wanted) return given;
+    const py::array rows = as_array(given, name, of);
+    require_dtype_of_weights(rows, of);
+    require_shape(rows, shape, name, of, meaning);
+    return contiguous<T>(rows);
+  }
 
   /// A tuple (code, alpha, beta, clip) for each, made by fastrnn.activations.
   void read_activations(py::handle given) {
@@ -876,6 +900,8 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     else
       view_.recurrent_kernel = matrix(recurrent_kernel);
     if (!peephole.is_none()) view_.parameters = matrix(peephole);
+    if (!cell_norm.is_none()) view_.cell_norm = matrix(cell_norm);
+    if (!layer_norm.is_none()) view_.layer_norm = matrix(layer_norm);
     std::copy(std::begin(activations), std::end(activations), view_.activations);
     if (!bias.is_none()) view_.bias = {data<T>(bias), traits.gates * units, 1};
   }
@@ -892,13 +918,14 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 
 std::shared_ptr<Weights> make_weights(const std::string& cell, py::handle kernel_in, py::handle recurrent_in,
                                       const py::object& bias, const py::object& peephole, const py::object& projection,
-                                      py::handle activations, const py::object& name_in) {
+                                      const py::object& cell_norm, const py::object& layer_norm, py::handle activations,
+                                      const py::object& name_in) {
   const std::string name = name_in.is_none() ? cell : py::cast<std::string>(name_in);
   const py::array kernel = as_array(kernel_in, name, "kernel");
   const py::array recurrent = as_array(recurrent_in, name, "recurrent_kernel");
   const auto make = [&](auto zero) -> std::shared_ptr<Weights> {
     auto weights = std::make_shared<TypedWeights<decltype(zero)>>(cell, kernel, recurrent, bias, peephole, projection,
-                                                                  activations, name);
+                                                                  cell_norm, layer_norm, activations, name);
     weights->prepare();
     return weights;
   };
@@ -1024,7 +1051,8 @@ PYBIND11_MODULE(_core, m) {
                                                 "The weights of one cell, packed for the kernels when first used.")
       .def(py::init(&make_weights), py::arg("cell"), py::arg("kernel"), py::arg("recurrent_kernel"),
            py::arg("bias") = py::none(), py::kw_only(), py::arg("peephole") = py::none(),
-           py::arg("projection") = py::none(), py::arg("activations") = py::none(), py::arg("name") = py::none())
+           py::arg("projection") = py::none(), py::arg("cell_norm") = py::none(), py::arg("layer_norm") = py::none(),
+           py::arg("activations") = py::none(), py::arg("name") = py::none())
       .def_property_readonly("cell", [](const Held& w) { return w->traits.name; })
       .def_property_readonly("inputs", [](const Held& w) { return w->inputs; })
       .def_property_readonly("units", [](const Held& w) { return w->units; })
@@ -1046,6 +1074,8 @@ PYBIND11_MODULE(_core, m) {
         if (!w->bias.is_none()) arrays.append(w->bias);
         if (!w->peephole.is_none()) arrays.append(w->peephole);
         if (!w->projection.is_none()) arrays.append(w->projection);
+        if (!w->cell_norm.is_none()) arrays.append(w->cell_norm);
+        if (!w->layer_norm.is_none()) arrays.append(w->layer_norm);
         return arrays;
       });
 

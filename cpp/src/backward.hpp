@@ -11,6 +11,7 @@
 
 #include <array>
 
+#include "normalization.hpp"
 #include "sequence.hpp"
 
 namespace fastrnn {
@@ -19,7 +20,7 @@ namespace {
 
 template <class T>
 struct WeightGradients {
-  enum { kernel, recurrent, bias, parameters, projection, count };
+  enum { kernel, recurrent, bias, parameters, projection, layer_norm, cell_norm, count };
   T* of[count];
 };
 
@@ -28,8 +29,13 @@ template <class T>
 std::array<Index, WeightGradients<T>::count> weight_sizes(const Sequence<T>& seq) {
   const CellTraits& traits = seq.cell.traits;
   const Index columns = seq.G * seq.H;
-  return {seq.I * columns, seq.cell.stage[0].depth(seq.sizes) * columns, traits.bias_rows * columns,
-          traits.parameters * seq.H, traits.projected ? seq.H * seq.sizes.outputs : 0};
+  return {seq.I * columns,
+          seq.cell.stage[0].depth(seq.sizes) * columns,
+          traits.bias_rows * columns,
+          traits.parameters * seq.H,
+          traits.projected ? seq.H * seq.sizes.outputs : 0,
+          seq.sizes.normalized ? 2 * columns : 0,
+          traits.cell_norm ? 2 * seq.H : 0};
 }
 
 /// Carries the gradient of some rows of the batch back through all time steps.
@@ -39,8 +45,9 @@ class BackwardRows {
   static constexpr Index kRowsAtOnce = 256;  // bounds the workspace
   static constexpr Index kMostChunkRows = 512;
 
-  /// For at most `rows` rows at once, in chunks of at most `chunk_rows` rows times steps.
-  BackwardRows(const Sequence<T>& sequence, const Backward<T>& call, Index rows, Index chunk_rows, Arena& arena)
+  /// For at most `rows` rows at once, in chunks of at most `chunk_rows` rows times steps, and so many threads.
+  BackwardRows(const Sequence<T>& sequence, const Backward<T>& call, Index rows, Index chunk_rows, int threads,
+               Arena& arena)
       : call_(call),
         seq_(sequence),
         cell_(seq_.cell),
@@ -50,10 +57,12 @@ class BackwardRows {
         d_stride_(ceil_div(H_, kLanes<Vec<T>>) * kLanes<Vec<T>>) {
     for (int s = 0; s < seq_.states; ++s) d_[s] = arena.take<T>(rows * d_stride_);
     if (cell_.stages > 1) doperand_ = arena.take<T>(rows * d_stride_);
+    if (cell_.traits.cell_norm) dc_ = arena.take<T>(rows * d_stride_);
+    if (seq_.sizes.normalized || cell_.traits.cell_norm) normalized_row_ = arena.take<T>(threads * 3 * seq_.G * H_);
     x_columns_ = arena.take<T>((call.input_factors ? seq_.G : 1) * columns_size(I_));
     for (int s = 0; s < cell_.stages; ++s) {
       const StageInfo<T>& stage = cell_.stage[s];
-      dsums_[s] = arena.take<T>(chunk_rows_ * stage.sums() * seq_.panels.padded_units);
+      dsums_[s] = arena.take<T>(chunk_rows_ * stage.sums(seq_.sizes) * seq_.panels.padded_units);
       operand_columns_[s] = arena.take<T>(left_sides(stage, false) * columns_size(stage.depth(seq_.sizes)));
       for (bool input : {true, false})
         for (int g = 0; g < left_sides(stage, input); ++g)
@@ -137,6 +146,10 @@ class BackwardRows {
         const StageInfo<T>& stage = cell_.stage[s];
         cell_backward(s, chunk, t, rows, divided(stage.blocks(seq_.sizes).count(), team));
         if (by_units_ && !team.barrier()) return false;
+        if (stage.normalizes || stage.normalized(seq_.sizes)) {
+          undo_normalization(s, chunk, t, rows, team);
+          if (by_units_ && !team.barrier()) return false;
+        }
         if (stage.operand == kNothing) continue;
         const Blocks<T> columns = output_blocks<T>(stage.depth(seq_.sizes));
         const Range outputs = divided(columns.count(), team);
@@ -183,7 +196,7 @@ class BackwardRows {
   Range divided(Index n, const Team& team) const { return by_units_ ? part(n, team.index, team.size) : Range{0, n}; }
   /// Whether the gates have left sides of their own in the products with W (input) or U, and how many there are.
   bool apart(const StageInfo<T>& stage, bool input) const {
-    return !stage.projects && (input ? call_.input_factors : call_.recurrent_factors);
+    return stage.sees_x() && (input ? call_.input_factors : call_.recurrent_factors);
   }
   int left_sides(const StageInfo<T>& stage, bool input) const { return apart(stage, input) ? stage.gates : 1; }
   Index columns_size(Index n) const { return ceil_div(n, kTileRows) * kTileRows * chunk_rows_; }
@@ -194,7 +207,61 @@ class BackwardRows {
   /// The gradients of the sums of a block, from chunk row r on.
   FASTRNN_INLINE T* dsums(int s, Index block, Index r) const {
     const Blocks<T> blocks = cell_.stage[s].blocks(seq_.sizes);
-    return dsums_[s] + (blocks.first(block) * chunk_rows_ + r * blocks.width(block)) * cell_.stage[s].sums();
+    return dsums_[s] + (blocks.first(block) * chunk_rows_ + r * blocks.width(block)) * cell_.stage[s].sums(seq_.sizes);
+  }
+
+  /// The gradient of c, and those of stage s, from those of what was made of them.
+  void undo_normalization(int s, const Chunk& chunk, Index t, Range rows, const Team& team) {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Index n = seq_.G * H_;
+    T* const dy = normalized_row_ + team.index * 3 * n;
+    T *const da = dy + n, *const dgain = da + n;
+    const Range share = divided(rows.size(), team);
+    for (Index b = rows.begin + share.begin; b < rows.begin + share.end; ++b) {
+      const Index tape_row = chunk.rows.begin + b, r = chunk.row(t, b);
+      if (stage.normalizes) {
+        const auto sum = [](int i) { return [i](int) { return i; }; };
+        for_each_gate(s, r, sum(0), [&](int, Index unit, T* from, Index count) { copy(from, dy + unit, count); });
+        for_each_gate(s, r, sum(1), [&](int, Index unit, T* from, Index count) {
+          copy(from, doperand_ + b * d_stride_ + unit, count);
+        });
+        const T* const c = slot(t, seq_.state_slot(1, call_.zoneout[1]))[tape_row];
+        normalization_backward(c, seq_.panels.cell_norm, dy, H_, dc_ + b * d_stride_, dgain);
+        for_each_gate(s, r, sum(1), [&](int, Index unit, T* to, Index count) { copy(dgain + unit, to, count); });
+        continue;
+      }
+      const auto undo = [&](bool input, int first_stage, int end_stage) {
+        const auto for_each = [&](auto&& sum_of, auto&& f) {
+          for (int i = first_stage; i < end_stage; ++i)
+            if (cell_.stage[i].sees_x()) for_each_gate(i, r, [&](int g) { return sum_of(cell_.stage[i], g); }, f);
+        };
+        const int first = input ? 0 : stage.first_gate;
+        const Index offset = first * H_, size = input ? n : stage.gates * H_;
+        using Stage = StageInfo<T>;
+        for_each([&](const Stage& of, int g) { return input ? g : of.recurrent_sum(g); },
+                 [&](int g, Index unit, T* from, Index count) { copy(from, dy + g * H_ + unit, count); });
+        normalization_backward(slot(t, seq_.product_slot(input))[tape_row] + offset,
+                               seq_.panels.layer_norm + (input ? 0 : n) + offset, dy + offset, size, da + offset,
+                               dgain + offset);
+        for_each([&](const Stage& of, int g) { return of.product_sum(input, g, seq_.sizes); },
+                 [&](int g, Index unit, T* to, Index count) { copy(da + g * H_ + unit, to, count); });
+        for_each([&](const Stage& of, int g) { return of.gain_sum(input, g); },
+                 [&](int g, Index unit, T* to, Index count) { copy(dgain + g * H_ + unit, to, count); });
+      };
+      undo(false, s, s + 1);
+      if (s == 0) undo(true, 0, cell_.stages);
+    }
+  }
+  /// f(gate, unit, where, n) for pieces of the sums sum_of(g) of chunk row r, one after the other in memory, for each
+  /// gate g of a stage; gates are counted by the columns of the kernels. A stage without gates has one here.
+  template <class S, class F>
+  void for_each_gate(int s, Index r, S&& sum_of, F&& f) const {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Blocks<T> blocks = stage.blocks(seq_.sizes);
+    for (Index block = 0; block < blocks.count(); ++block)
+      for (int g = 0; g < larger(1, stage.gates); ++g)
+        f(stage.first_gate + g, blocks.first(block), dsums(s, block, r) + sum_of(g) * blocks.width(block),
+          blocks.valid(block));
   }
 
   /// The cell's gradient at step t, for some blocks of units.
@@ -210,7 +277,9 @@ class BackwardRows {
     at.factors = seq_.recurrent_factors();
     at.slots = slot(t, 0);
     at.d_row = rows.begin;
+    at.sums = cell_.stage[s].sums(seq_.sizes);
     at.doperand = {doperand_, d_stride_};
+    at.dc = {dc_, d_stride_};
     at.dy = {seq_.schedule, call_.dy, call_.dy_batch_stride, call_.dy_time_stride, t};
     for (int i = 0; i < seq_.states; ++i) {
       at.prev[i] = state_before(t, i);
@@ -239,12 +308,13 @@ class BackwardRows {
     for (Index block = 0; block < blocks.count(); ++block) {
       const Index width = blocks.width(block), valid = blocks.valid(block);
       for (int g = all ? 0 : only; g < (all ? stage.gates : only + 1); ++g) {
-        const T* const first = dsums(s, block, 0) + (input ? g : stage.recurrent_sum(g)) * width;
+        const T* const first = dsums(s, block, 0) + stage.product_sum(input, g, seq_.sizes) * width;
         Run<T>* const last = list.run + count - 1;
         if (all && g > 0 && last->first + last->depth == first)
           last->depth += valid;
         else
-          list.run[count++] = {first, stage.sums() * width, valid, blocks.first(block) * stage.gates + g * valid};
+          list.run[count++] = {first, stage.sums(seq_.sizes) * width, valid,
+                               blocks.first(block) * stage.gates + g * valid};
       }
     }
     *list.count = count;
@@ -293,7 +363,7 @@ class BackwardRows {
     if (call_.dx && !input_gradient(chunk, team)) return false;
     for (int s = 0; s < cell_.stages; ++s) {
       const StageInfo<T>& stage = cell_.stage[s];
-      if (!stage.projects && !weight_gradient(s, true, chunk, team)) return false;
+      if (stage.sees_x() && !weight_gradient(s, true, chunk, team)) return false;
       if (stage.operand != kNothing && !weight_gradient(s, false, chunk, team)) return false;
       if (stage.projects) continue;  // it has no bias
       const Blocks<T> blocks = stage.blocks(seq_.sizes);
@@ -317,7 +387,7 @@ class BackwardRows {
     }
     const Blocks<T> outputs = output_blocks<T>(I_);
     for (Index block = 0; block < outputs.count(); ++block) {
-      for (int s = 0; s < cell_.stages && !cell_.stage[s].projects; ++s)
+      for (int s = 0; s < cell_.stages && cell_.stage[s].sees_x(); ++s)
         multiply_gates(s, true, outputs, block, rows.begin, rows.size(), row, s > 0,
                        [&](int g, Index m) { return seq_.input_factors(batch_row[m], cell_.stage[s].first_gate + g); });
       if (!team.proceed(rows.size() * outputs.width(block) * seq_.G * H_)) return false;
@@ -364,7 +434,7 @@ class BackwardRows {
     const Index vectors = blocks.used(block), lanes = blocks.width(block) / vectors;
     OuterProduct<T> product;
     product.right = dsums(s, block, 0);
-    product.right_step = stage.sums() * blocks.width(block);
+    product.right_step = stage.sums(seq_.sizes) * blocks.width(block);
     product.depth = chunk.size();
     product.to = gradients_.of[input            ? WeightGradients<T>::kernel
                                : stage.projects ? WeightGradients<T>::projection
@@ -376,42 +446,51 @@ class BackwardRows {
     for (int g = first_gate; g < end_gate; ++g)
       for (Index n = 0; n < vectors; ++n, ++v) {
         const Index unit = blocks.first(block) + n * lanes;
-        product.right_offset[v] = ((input ? g : stage.recurrent_sum(g)) * vectors + n) * lanes;
+        product.right_offset[v] = (stage.product_sum(input, g, seq_.sizes) * vectors + n) * lanes;
         product.to_offset[v] = (stage.first_gate + g) * H_ + unit;
         product.lanes[v] = stage.units(seq_.sizes) - unit;
       }
     return product;
   }
 
-  /// db and the gradients of the parameters.
+  /// db and the gradients of the parameters and gains.
   template <class V>
   void bias_gradient(int s, const Chunk& chunk, Index block) const {
     constexpr int L = kLanes<V>, most = 2 * kTileVectors;
+    alignas(64) T totals[6 * kTileVectors * L];  // a peephole LSTM has 23
     const StageInfo<T>& stage = cell_.stage[s];
     const Blocks<T> blocks = stage.blocks(seq_.sizes);
-    const Index vectors = blocks.used(block), count = stage.sums() * vectors;
-    V total[most];
-    with_constant<most>(count, [&](auto n) {
-      const T* row = dsums(s, block, 0);
-      V sum[n()];
-      for (V& of : sum) of = zero<V>();
-      for (Index r = 0; r < chunk.size(); ++r, row += n() * L)
-        for (int i = 0; i < n(); ++i) sum[i] = add(sum[i], load<V>(row + i * L));
-      for (int i = 0; i < n(); ++i) total[i] = sum[i];
-    });
-    for (Index n = 0; n < vectors; ++n) {
-      const Index unit = blocks.first(block) + n * L;
-      const auto put = [&](T* to, int of) {
-        const V sum = total[of * vectors + n];
-        store(to, chunk.add ? add(load<V>(to, H_ - unit), sum) : sum, H_ - unit);
-      };
-      T* const dbias = gradients_.of[WeightGradients<T>::bias];
-      for (int row = 0; dbias && row < cell_.traits.bias_rows; ++row)
-        for (int g = 0; g < stage.gates; ++g)
-          put(dbias + (row * seq_.G + stage.first_gate + g) * H_ + unit, row == 0 ? g : stage.recurrent_sum(g));
-      for (int p = 0; p < stage.parameters; ++p)
-        put(gradients_.of[WeightGradients<T>::parameters] + p * H_ + unit, stage.accumulators + p);
+    const Index vectors = blocks.used(block), count = stage.sums(seq_.sizes) * vectors;
+    const auto put = [&](int of, T* to, Index column) {  // sum `of` to row `column` of as many as there are units
+      for (Index n = 0; to && n < vectors; ++n) {
+        const Index unit = blocks.first(block) + n * L;
+        T* const at = to + column * H_ + unit;
+        const V sum = load<V>(totals + (of * vectors + n) * L);
+        store(at, chunk.add ? add(load<V>(at, H_ - unit), sum) : sum, H_ - unit);
+      }
+    };
+    for (Index first = 0; first < count; first += most)
+      with_constant<most>(smaller(most, count - first), [&](auto n) {
+        const T* row = dsums(s, block, 0) + first * L;
+        V sum[n()];
+        for (V& of : sum) of = zero<V>();
+        for (Index r = 0; r < chunk.size(); ++r, row += count * L)
+          for (int i = 0; i < n(); ++i) sum[i] = add(sum[i], load<V>(row + i * L));
+        for (int i = 0; i < n(); ++i) store(totals + (first + i) * L, sum[i]);
+      });
+    using Of = WeightGradients<T>;
+    if (stage.normalizes) {
+      put(1, gradients_.of[Of::cell_norm], 0);
+      return put(0, gradients_.of[Of::cell_norm], 1);
     }
+    for (int g = 0; g < stage.gates; ++g) {
+      for (int row = 0; row < cell_.traits.bias_rows; ++row)
+        put(row == 0 ? g : stage.recurrent_sum(g), gradients_.of[Of::bias], row * seq_.G + stage.first_gate + g);
+      for (bool input : {true, false})
+        if (stage.normalized(seq_.sizes))
+          put(stage.gain_sum(input, g), gradients_.of[Of::layer_norm], (input ? 0 : seq_.G) + stage.first_gate + g);
+    }
+    for (int p = 0; p < stage.parameters; ++p) put(stage.accumulators + p, gradients_.of[Of::parameters], p);
   }
 
   const Backward<T>& call_;
@@ -421,7 +500,9 @@ class BackwardRows {
   const Index chunk_rows_;
   const Index d_stride_;   ///< padded, so that the rows of two threads share no cache line
   T* d_[kMaxStates];       ///< gradients of the states, [row, H]
-  T* doperand_ = nullptr;  ///< gradient of what a second stage's U multiplies
+  T* doperand_ = nullptr;  ///< gradient of what a second stage's U multiplies, or what that stage leaves to the first
+  T* dc_ = nullptr;              ///< gradient of c through its normalization
+  T* normalized_row_ = nullptr;  ///< of each thread, see undo_normalization
   T* x_columns_;
   T* operand_columns_[kMaxStages];
   T* dsums_[kMaxStages];
@@ -456,7 +537,7 @@ class BackwardPass {
     return run_team(division_.threads, call_.interrupt, [&](Team& team) {
       Team alone = team.alone();
       Arena arena(workers_ + (parts_ > 1 ? team.index * bytes_per_worker_ : 0));
-      BackwardRows<T> worker(seq_, call_, rows_, chunk_rows_, arena);
+      BackwardRows<T> worker(seq_, call_, rows_, chunk_rows_, team_size_, arena);
       const Range mine = parts_ > 1 ? part(parts_, team.index, team.size) : Range{0, 1};
       for (Index i = mine.begin; i < mine.end; ++i) {
         const Range rows = seq_.schedule.share(i, parts_);
@@ -497,14 +578,17 @@ class BackwardPass {
 
     partial_ = arena.take<T>((parts_ - 1) * elements_);
     Arena counter(nullptr);
-    BackwardRows<T>(seq_, call, rows_, chunk_rows_, counter);
+    team_size_ = parts_ > 1 ? 1 : division_.threads;
+    BackwardRows<T>(seq_, call, rows_, chunk_rows_, team_size_, counter);
     bytes_per_worker_ = counter.size();
     workers_ = arena.take<char>(bytes_per_worker_ * (parts_ > 1 ? division_.threads : 1));
     workspace_ = arena.size();
   }
 
   WeightGradients<T> gradients_of(Index part) const {
-    if (part == 0) return {{call_.dkernel, call_.drecurrent_kernel, call_.dbias, call_.dparameters, call_.dprojection}};
+    if (part == 0)
+      return {{call_.dkernel, call_.drecurrent_kernel, call_.dbias, call_.dparameters, call_.dprojection,
+               call_.dlayer_norm, call_.dcell_norm}};
     WeightGradients<T> gradients;
     T* next = partial_ + (part - 1) * elements_;
     for (int j = 0; j < WeightGradients<T>::count; next += sizes_[j++]) gradients.of[j] = sizes_[j] ? next : nullptr;
@@ -518,6 +602,7 @@ class BackwardPass {
   Index parts_;
   Index rows_, chunk_rows_;  ///< at once, of a part
   Division division_;
+  int team_size_;  ///< threads that share a worker's memory
   Index workspace_, bytes_per_worker_;
   T* partial_;
   char* workers_;

@@ -192,6 +192,7 @@ struct PackedWeights<T>::Impl {
   Cell cell;
   std::int64_t inputs, units, outputs;
   Activation activations[kActivations];
+  bool normalized;
   Memory memory;
 
   PackedView<T> view() const {
@@ -200,7 +201,8 @@ struct PackedWeights<T>::Impl {
             units,
             outputs,
             static_cast<const T*>(memory.get()),
-            {activations[0], activations[1], activations[2]}};
+            {activations[0], activations[1], activations[2]},
+            {normalized ? static_cast<const T*>(memory.get()) : nullptr, 0, 0}};
   }
 };
 
@@ -211,6 +213,9 @@ PackedWeights<T>::PackedWeights(const Weights<T>& w, Pass pass) {
   require(traits.projected ? w.outputs >= 1 && w.outputs <= w.units && w.projection.data
                            : w.outputs == 0 || w.outputs == w.units,
           "outputs must be from 1 to units with a projection, and units or 0 without");
+  require(!w.layer_norm.data || w.cell != Cell::indrnn, "indrnn has no layer normalization");
+  require(traits.cell_norm == (w.cell_norm.data != nullptr),
+          "cell_norm must be given for a cell that has it, no other");
   require_size({w.inputs + w.units, w.units, traits.gates, sizeof(T)});
   const Kernels& chosen = fastrnn::kernels();
   const KernelTable<T>& table = table_of<T>(chosen);
@@ -225,6 +230,7 @@ PackedWeights<T>::PackedWeights(const Weights<T>& w, Pass pass) {
                        w.units,
                        traits.projected ? w.outputs : w.units,
                        {w.activations[0], w.activations[1], w.activations[2]},
+                       w.layer_norm.data != nullptr,
                        std::move(memory)});
 }
 template <class T>
@@ -256,7 +262,9 @@ const char* PackedWeights<T>::isa() const {
 
 template <class T>
 int tape_slots(const Weights<T>& w, bool zoneout) {
-  return table_of<T>(kernels()).tape_slots(w.cell, w.activations) + (zoneout ? cell_traits(w.cell).states : 0);
+  const CellTraits traits = cell_traits(w.cell);
+  return table_of<T>(kernels()).tape_slots(w.cell, w.activations) + (zoneout ? traits.states : 0) +
+         (w.layer_norm.data ? 2 * traits.gates : 0);
 }
 
 /// What both passes ask of what they share.
@@ -266,7 +274,8 @@ void require_call(const PackedWeights<T>& weights, const Call<T>& call, bool kee
   require(call.batch >= 0 && call.time >= 0, "batch and time must not be negative");
   require(call.ids ? bool(call.embedding) : call.x || call.batch == 0 || call.time == 0 || w.inputs == 0,
           "x, or with ids the embedding, must not be null");
-  const int slots = table_of<T>(w.kernels).tape_slots(w.cell, w.activations) + cell_traits(w.cell).states;
+  const CellTraits traits = cell_traits(w.cell);
+  const int slots = table_of<T>(w.kernels).tape_slots(w.cell, w.activations) + traits.states + 2 * traits.gates;
   require_size({call.batch, w.units, slots, keeps_all ? call.time : 1, sizeof(T)});
 }
 
@@ -299,6 +308,8 @@ bool backward(const PackedWeights<T>& weights, const Backward<T>& call) {
   require(call.dkernel || w.inputs == 0, "dkernel must not be null");
   require(call.drecurrent_kernel || w.cell == Cell::indrnn, "drecurrent_kernel must not be null");
   require(call.dprojection || !cell_traits(w.cell).projected, "dprojection must not be null");
+  require(call.dlayer_norm || !w.normalized, "dlayer_norm must not be null");
+  require(call.dcell_norm || !cell_traits(w.cell).cell_norm, "dcell_norm must not be null");
   require(call.dparameters || cell_traits(w.cell).parameters == 0, "dparameters must not be null");
   const KernelTable<T>& table = table_of<T>(w.kernels);
   const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates), call.threads);

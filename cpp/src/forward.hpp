@@ -3,6 +3,7 @@
 // as large as a tile: their products are compiled once for all cells.
 #pragma once
 
+#include "normalization.hpp"
 #include "sequence.hpp"
 
 namespace fastrnn {
@@ -51,11 +52,11 @@ class ForwardPass {
     if (!call.tape && (!call.y || seq_.schedule.masked())) h_ = arena.take<T>(2 * B * H_);
     for (int s = 1; s < seq_.states; ++s)
       if (!call.tape) carried_[s] = arena.take<T>(B * H_);
-    if (!call.tape && cell_.stages > 1) slots_ = arena.take<T>(B * seq_.tape_slots() * H_);
+    if (!call.tape && (cell_.stages > 1 || seq_.sizes.normalized)) slots_ = arena.take<T>(B * seq_.tape_slots() * H_);
     const Index fewest_rows = division_.by_units ? B : B / division_.threads;
     if (hoisted_steps(fewest_rows) > 0)
       for (int s = 0; s < cell_.stages; ++s) {
-        if (cell_.stage[s].projects) continue;
+        if (!cell_.stage[s].sees_x()) continue;
         hoisted_size_[s] = kHoistedRows * cell_.stage[s].accumulators * seq_.panels.padded_units;
         hoisted_[s] = arena.take<T>((division_.by_units ? 1 : division_.threads) * hoisted_size_[s]);
       }
@@ -108,11 +109,16 @@ class ForwardPass {
       CellRows<T> at = step(k);
       const CallRows<const T> zoneout[kMaxStates] = {seq_.zoneout(0, k), seq_.zoneout(1, k)};
       if (seq_.zoneout()) at.zoneout = zoneout;
+      Standard<T> standards[2][kRowsAtOnce];  // of x.W and of the product with U, by row
       for (int s = 0; s < cell_.stages; ++s) {
         const StageInfo<T>& stage = cell_.stage[s];
         const Blocks<T> blocks = stage.blocks(seq_.sizes);
-        const Range mine = division_.by_units ? part(blocks.count(), team.index, team.size) : Range{0, blocks.count()};
-        T* const hoisted = together && !stage.projects ? hoisted_here(s, team) : nullptr;
+        const Range mine = divided(blocks.count(), team);
+        if (stage.normalizes || stage.normalized(seq_.sizes)) {
+          if (!run_normalized(s, at, k, rows, mine, standards, team)) return false;
+          continue;
+        }
+        T* const hoisted = together && stage.sees_x() ? hoisted_here(s, team) : nullptr;
         if (hoisted && k % together == 0) hoist(s, k, smaller(together, call_.time - k), together, rows, mine, hoisted);
         T* const scaled = gates_apart() ? scaled_ + team.index * scaled_size_ : nullptr;
         if (scaled) scale_operands(stage, at, k, rows, scaled);
@@ -136,9 +142,9 @@ class ForwardPass {
             stage.fused(from, at, patch);
           else
             for_row_tiles({0, rows.size()}, [&](Index first, Index height) {
-              alignas(64) T sums[kTileRows * kTileVectors * kLanes<Vec<T>>];
-              store_tile_sums(stage, from, first, height, patch.half, patch.vectors, gates_apart(), &sums[0]);
-              stage.forward(at, patch, first, height, sums);
+              Tile sums;
+              store_tile_sums(stage, from, first, height, patch.half, patch.vectors, gates_apart(), &sums.at[0]);
+              stage.forward(at, patch, first, height, sums.at);
             });
           if (!team.proceed(together_here * work)) return false;
         }
@@ -146,6 +152,150 @@ class ForwardPass {
       }
     }
     return true;
+  }
+
+  /// Sums [row][sum][vector].
+  struct Tile {
+    alignas(64) T at[kTileRows * kTileVectors * kLanes<Vec<T>>];
+  };
+  Range divided(Index n, const Team& team) const {
+    return division_.by_units ? part(n, team.index, team.size) : Range{0, n};
+  }
+
+  /// A stage that normalizes, or whose products are normalized: those of all units have to be there before the cell.
+  bool run_normalized(int s, const CellRows<T>& at, Index k, Range rows, Range mine,
+                      Standard<T> (*standards)[kRowsAtOnce], Team& team) {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Blocks<T> blocks = stage.blocks(seq_.sizes);
+    const auto for_each_tile = [&](auto&& f) {
+      for (Index block = mine.begin; block < mine.end; ++block)
+        for_row_tiles({0, rows.size()}, [&](Index first, Index height) {
+          f(Patch{rows.begin, rows.size(), blocks.first(block), blocks.used(block), blocks.is_half(block), 1}, first,
+            height);
+        });
+    };
+    const auto standardize = [&](const auto& of, Index n, Standard<T>* to) {
+      for (Index r = 0; r < rows.size(); ++r) to[r] = standard_of(of[rows.begin + r], n);
+    };
+    if (stage.normalizes) {
+      standardize(cell_state(at), H_, standards[0]);
+      for_each_tile([&](const Patch& patch, Index first, Index height) {
+        Tile sums;
+        normalize_state(at, patch, first, height, standards[0], sums.at);
+        stage.forward(at, patch, first, height, sums.at);
+      });
+    } else {
+      if (s == 0)  // x.W of all stages is normalized as a whole
+        for (int i = 0; i < cell_.stages; ++i)
+          if (cell_.stage[i].sees_x() && !multiply(i, true, at, k, rows, team)) return false;
+      if (!multiply(s, false, at, k, rows, team)) return false;
+      if (division_.by_units && !team.barrier()) return false;
+      if (s == 0) standardize(product(at, true), seq_.G * H_, standards[0]);
+      standardize(product(at, false, stage.first_gate), stage.gates * H_, standards[1]);
+      for_each_tile([&](const Patch& patch, Index first, Index height) {
+        Tile sums;
+        normalize_products(s, at, patch, first, height, standards, sums.at);
+        stage.forward(at, patch, first, height, sums.at);
+      });
+    }
+    return !division_.by_units || team.barrier();
+  }
+
+  /// x.W (input) or operand.U for this thread's units of a stage, into its slots.
+  bool multiply(int s, bool input, const CellRows<T>& at, Index k, Range rows, Team& team) {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Blocks<T> blocks = stage.blocks(seq_.sizes);
+    const Range mine = divided(blocks.count(), team);
+    T* const scaled = gates_apart() ? scaled_ + team.index * scaled_size_ : nullptr;
+    if (scaled) scale_operands(stage, at, k, rows, scaled);
+    const T *x[kRowsAtOnce], *operand[kRowsAtOnce];
+    set_rows(stage, at, k, rows, scaled, x, operand);
+    alignas(64) const T no_bias[kTileVectors * kLanes<Vec<T>>] = {};
+    const Rows<T> to = product(at, input, stage.first_gate);
+    for (Index block = mine.begin; block < mine.end; ++block) {
+      const Index unit = blocks.first(block), vectors = blocks.used(block);
+      SumInputs<T> from = inputs_of(s, unit);
+      from.bias = no_bias;
+      from.x = x;
+      from.operand = operand;
+      from.hoisted = nullptr;
+      (input ? from.units : from.inputs) = 0;
+      for_row_tiles({0, rows.size()}, [&](Index first, Index height) {
+        Tile sums;
+        store_tile_sums(stage, from, first, height, blocks.is_half(block), vectors, gates_apart(), &sums.at[0]);
+        with_vectors<T, 1>(blocks.is_half(block), 1, [&](auto vector, auto) {
+          using V = decltype(vector);
+          for (Index r = 0; r < height; ++r)
+            for (int g = 0; g < stage.gates; ++g)
+              for (Index n = 0; n < vectors; ++n) {
+                const Index sum = r * stage.accumulators + (input ? g : stage.recurrent_sum(g)),
+                            u = unit + n * kLanes<V>;
+                store(to[rows.begin + first + r] + g * H_ + u, load<V>(sums.at + (sum * vectors + n) * kLanes<V>),
+                      First<V>(H_ - u));
+              }
+        });
+      });
+      if (!team.proceed(rows.size() * (from.inputs + from.units) * stage.gates * blocks.width(block))) return false;
+    }
+    return true;
+  }
+
+  /// Where x.W (input) or operand.U of a gate and those after it lie.
+  Rows<T> product(const CellRows<T>& at, bool input, int gate = 0) const {
+    return {at.slots.data + (seq_.product_slot(input) + gate) * H_, at.slots.stride};
+  }
+  /// c as the cell left it, before zoneout.
+  Rows<const T> cell_state(const CellRows<T>& at) const {
+    if (at.zoneout && at.zoneout[1]) return {at.slots.data + seq_.state_slot(1, true) * H_, at.slots.stride};
+    return {at.next[1].data, at.next[1].stride};
+  }
+
+  /// to = b + gain n(x.W) + gain n(operand.U), as the cell sees it.
+  void normalize_products(int s, const CellRows<T>& at, const Patch& patch, Index first, Index rows,
+                          const Standard<T> (*standards)[kRowsAtOnce], T* to) const {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const T* const bias = seq_.panels.bias[s] + patch.unit * stage.accumulators;
+    with_vectors<T, 1>(patch.half, 1, [&](auto vector, auto) {
+      using V = decltype(vector);
+      const Index sums = stage.accumulators * patch.vectors;
+      for (Index r = 0; r < rows; ++r) {
+        T* const row = to + r * sums * kLanes<V>;
+        copy(bias, row, sums * kLanes<V>);
+        for (bool input : {true, false}) {
+          const Standard<T> standard = standards[!input][first + r];
+          const T* const product_row = product(at, input, stage.first_gate)[patch.row + first + r];
+          const T* const gain = seq_.panels.layer_norm + ((input ? 0 : seq_.G) + stage.first_gate) * H_;
+          for (int g = 0; g < stage.gates; ++g)
+            for (Index n = 0; n < patch.vectors; ++n) {
+              const Index from = g * H_ + patch.unit + n * kLanes<V>;
+              T* const sum = row + ((input ? g : stage.recurrent_sum(g)) * patch.vectors + n) * kLanes<V>;
+              const First<V> valid = H_ - (patch.unit + n * kLanes<V>);
+              store(sum, normalized<V>(product_row + from, gain + from, standard, load<V>(sum), valid));
+            }
+        }
+      }
+    });
+  }
+  /// to = bias + gain n(c).
+  void normalize_state(const CellRows<T>& at, const Patch& patch, Index first, Index rows, const Standard<T>* standards,
+                       T* to) const {
+    const T *gain = seq_.panels.cell_norm, *bias = gain + H_;
+    with_vectors<T, 1>(patch.half, 1, [&](auto vector, auto) {
+      using V = decltype(vector);
+      for (Index r = 0; r < rows; ++r)
+        for (Index n = 0; n < patch.vectors; ++n, to += kLanes<V>) {
+          const Index unit = patch.unit + n * kLanes<V>;
+          const First<V> valid = H_ - unit;
+          store(to, normalized<V>(cell_state(at)[patch.row + first + r] + unit, gain + unit, standards[first + r],
+                                  load<V>(bias + unit, valid), valid));
+        }
+    });
+  }
+  /// b + gain n(a).
+  template <class V>
+  static FASTRNN_INLINE V normalized(const T* a, const T* gain, const Standard<T>& s, const V& b, First<V> valid) {
+    const V n = mul(sub(load<V>(a, valid), broadcast<V>(s.mean)), broadcast<V>(s.scale));
+    return fma(load<V>(gain, valid), n, b);
   }
 
   /// How many blocks from the first of a range on are as wide as it is, as far as they are little work together.
@@ -193,7 +343,8 @@ class ForwardPass {
   /// For how many steps x.W is computed at once: a step with fewer rows than a tile is high would read all of W for
   /// little work. 0: x.W is part of each step's own product.
   Index hoisted_steps(Index rows) const {
-    if (rows == 0 || rows >= kTileRows || call_.time <= 1 || seq_.schedule.masked() || gates_apart() || call_.ids)
+    if (rows == 0 || rows >= kTileRows || call_.time <= 1 || seq_.schedule.masked() || gates_apart() || call_.ids ||
+        seq_.sizes.normalized)
       return 0;
     return smaller(kHoistedRows / rows, call_.time);
   }
@@ -240,7 +391,7 @@ class ForwardPass {
         const Index row = (b - rows.begin) * stage.gates + g;
         scale_or_copy(x[b], seq_.input_factors(b, stage.first_gate + g), to + row * I_, stage.inputs(seq_.sizes));
         scale_or_copy(operand_of(stage, at)[b],
-                      stage.projects ? nullptr : seq_.recurrent_factors(b, stage.first_gate + g),
+                      !stage.sees_x() ? nullptr : seq_.recurrent_factors(b, stage.first_gate + g),
                       scaled_operands(stage, to) + row * depth, depth);
       }
   }

@@ -12,13 +12,15 @@ namespace {
 ///   forward   bias [block][sum][N], kernel [block][I][gate][N], recurrent [block][H][gate][N]
 ///   backward  kernel WT [output block of I][k][N], recurrent UT [output block of H][k][N], with k over the gates and
 ///             units in the order in which the gradients of the sums lie: (block, gate, unit in block)
-/// and, in both, the cell's parameters [parameter][unit].
+/// and, in both, the cell's parameters [parameter][unit] and what layer normalization has.
 template <class T>
 struct Panels {
   T* bias[kMaxStages];
   T* kernel[kMaxStages];
   T* recurrent[kMaxStages];
   T* parameters;
+  T* layer_norm;  ///< [2, G*H]
+  T* cell_norm;   ///< [2, H]
   Index padded_units;
   Index size;  ///< bytes
 
@@ -35,6 +37,8 @@ struct Panels {
       recurrent[s] = arena.take<T>(size(stage.depth(n)));
     }
     parameters = arena.take<T>(cell.traits.parameters * padded_units);
+    layer_norm = arena.take<T>(n.normalized ? 2 * cell.traits.gates * n.units : 0);
+    cell_norm = arena.take<T>(cell.traits.cell_norm ? 2 * n.units : 0);
     size = arena.size();
   }
 };
@@ -125,7 +129,7 @@ void pack_bias_block(const StageInfo<T>& stage, int bias_rows, const MatrixView<
   const Index width = blocks.width(block);
   panel += blocks.first(block) * stage.accumulators;
   for (Index i = 0; i < stage.accumulators * width; ++i) panel[i] = T(0);
-  if (!source.data || stage.projects) return;
+  if (!source.data || !stage.sees_x()) return;
   for (int row = 0; row < bias_rows; ++row)
     for (int g = 0; g < stage.gates; ++g) {
       T* to = panel + (row == 0 ? g : stage.recurrent_sum(g)) * width;
@@ -141,6 +145,9 @@ void pack(const CellInfo<T>& cell, const Weights<T>& w, Pass pass, T* packed, in
   const Panels<T> panels(cell, pass, n, packed);
   const Index first_unit = 0;
   pack_rows(w.parameters, cell.traits.parameters, &first_unit, 1, w.units, panels.padded_units, panels.parameters);
+  const Index columns = cell.traits.gates * n.units;
+  if (n.normalized) pack_rows(w.layer_norm, 2, &first_unit, 1, columns, columns, panels.layer_norm);
+  if (cell.traits.cell_norm) pack_rows(w.cell_norm, 2, &first_unit, 1, n.units, n.units, panels.cell_norm);
   for (int s = 0; s < cell.stages; ++s) {
     const StageInfo<T>& stage = cell.stage[s];
     const Index inputs = stage.inputs(n), depth = stage.depth(n);

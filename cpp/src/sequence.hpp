@@ -75,8 +75,14 @@ class Sequence {
   Rows<U> tape_slot(U* tape, Index k, int slot) const {
     return {tape + (k * tape_slots() + slot) * H, call_.time * tape_slots() * H};
   }
-  /// Those of a cell's tape, and with zoneout the states as they were before it.
-  Index tape_slots() const { return cell.traits.tape_slots + (zoneout() ? states : 0); }
+  /// Those of a cell's tape, with zoneout the states as they were before it, and with layer normalization the products.
+  Index tape_slots() const { return product_slot(true) + (sizes.normalized ? 2 * G : 0); }
+  /// The first slot of x.W (input), or of what U multiplies times U, by gates.
+  int product_slot(bool input) const {
+    return cell.traits.tape_slots + (zoneout() ? states : 0) + static_cast<int>(input ? 0 : G);
+  }
+  /// Where a step keeps state s as it was before zoneout.
+  int state_slot(int s, bool mixed) const { return cell.first_state_slot() + (mixed ? states : 0) + s; }
   /// The factors of what gate g multiplies in row r: of x, or of what the recurrent kernel multiplies.
   const T* input_factors(Index r, int g) const { return factors(call_.input_factors, r, g, I); }
   const T* recurrent_factors(Index r, int g) const { return factors(call_.recurrent_factors, r, g, sizes.outputs); }

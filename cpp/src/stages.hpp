@@ -13,10 +13,11 @@ namespace {
 /// How wide x, c (and all else of a unit) and h are: I, H, and H or what a projection makes of it.
 struct Sizes {
   Index inputs, units, outputs;
+  bool normalized;  ///< whether there is layer normalization of the products
 };
 template <class Weights>
 Sizes sizes_of(const Weights& w) {
-  return {w.inputs, w.units, w.outputs > 0 ? w.outputs : w.units};
+  return {w.inputs, w.units, w.outputs > 0 ? w.outputs : w.units, w.layer_norm.data != nullptr};
 }
 
 /// What the sums of some rows are made of.
@@ -79,7 +80,9 @@ struct CellRowsBack {
   const CallRows<const T>* zoneout;  ///< of each state; null: none of any
   Rows<T> d[kMaxStates];
   Rows<const T> doperand;
-  Index d_row;  ///< row number of the first row at hand in d and doperand
+  Rows<const T> dc;  ///< of a cell that normalizes c: what flows back through that, before zoneout
+  Index d_row;       ///< row number of the first row at hand in d, doperand and dc
+  Index sums;        ///< per unit and row, of which the cell writes the first ones
 };
 
 constexpr bool concerns(unsigned states, int s) { return (states >> s) & 1; }
@@ -88,7 +91,7 @@ constexpr bool concerns(unsigned states, int s) { return (states >> s) & 1; }
 template <class T>
 struct StageInfo {
   int first_gate, gates, apart, accumulators, operand, parameters, first_slot, slots;
-  bool projects;
+  bool projects, normalizes;
   int vectors;  ///< per sum in a block of units: as many as a register tile has room for
   /// The sums of some rows and blocks, then the cell on them while they are in registers; null: not for this cell.
   void (*fused)(const SumInputs<T>& from, const CellRows<T>& at, const Patch& patch);
@@ -98,15 +101,26 @@ struct StageInfo {
   void (*backward)(const CellRowsBack<T>& at, const Patch& patch, T* dsums);
 
   int recurrent_sum(int g) const { return g == apart ? gates : g; }
-  int sums() const { return accumulators + parameters; }  ///< per unit, in what backward writes
+  bool sees_x() const { return !projects && !normalizes; }
+  /// Whether its products are normalized before the cell sees them.
+  bool normalized(const Sizes& n) const { return n.normalized && sees_x(); }
+  /// Per unit, in what backward writes: the gradients of the sums and of the parameters, or what the stage before is
+  /// left; then, with normalization, those of x.W, of operand.U, of the gains of the one and of the other, by gates.
+  int sums(const Sizes& n) const { return cell_sums() + (normalized(n) ? 4 * gates : 0); }
+  int cell_sums() const { return accumulators + parameters + normalizes; }
+  /// Which of them is the gradient of x.W (input) or operand.U.
+  int product_sum(bool input, int g, const Sizes& n) const {
+    return normalized(n) ? cell_sums() + (input ? g : gates + g) : input ? g : recurrent_sum(g);
+  }
+  int gain_sum(bool input, int g) const { return cell_sums() + (input ? 2 : 3) * gates + g; }
   Index units(const Sizes& n) const { return projects ? n.outputs : n.units; }
   Blocks<T> blocks(const Sizes& n) const { return {units(n), vectors}; }
   /// How many values per row W multiplies, and U.
-  Index inputs(const Sizes& n) const { return projects ? 0 : n.inputs; }
+  Index inputs(const Sizes& n) const { return sees_x() ? n.inputs : 0; }
   Index depth(const Sizes& n) const { return operand == kNothing ? 0 : operand == kHidden ? n.outputs : n.units; }
 };
 
-constexpr int kMaxStages = 2;
+constexpr int kMaxStages = 3;
 
 template <class T>
 struct CellInfo {
@@ -225,7 +239,7 @@ FASTRNN_INLINE void finish_group(const CellRows<T>& at, Index row, Index unit,
     load_rows(slot[i], at.slots[row] + i * at.units + unit, at.slots.stride, valid);
   for (int i = 0; i < states; ++i)
     if (concerns(S::states, i)) load_rows(prev[i], at.prev[i][row] + unit, at.prev[i].stride, valid);
-  if constexpr (S::operand == kNothing)
+  if constexpr (S::operand == kNothing && !S::normalizes)
     if (at.factors)
       for (int r = 0; r < R; ++r) prev[0].v[r] = mul(prev[0].v[r], load<V>(at.factors[row + r] + unit, valid));
   S::forward(functions, parameter, a, slot, prev, next);
@@ -315,8 +329,8 @@ void cell_backward(const CellRowsBack<T>& step, const Patch& patch, T* dsums) {
   const CellRowsBack<T> at = step;
   const Index first_row = patch.row, rows = patch.rows, first_unit = patch.unit, vectors = patch.vectors;
   constexpr int states = Cell::traits.states, saved = Cell::traits.tape_slots - states;
-  constexpr int sums = S::accumulators + S::parameters;
-  constexpr bool last = S::first_slot + S::slots == saved && (!Cell::traits.projected || S::projects);
+  constexpr int sums = S::accumulators + S::parameters + S::normalizes;
+  constexpr bool last = Cell::Stages::template ends_with<S>();
   constexpr unsigned left = S::states & ~Cell::Stages::template before<S>();  // whose gradients are final
   const typename Cell::Activations functions(at.activations);
   with_vectors<T, 1>(patch.half, 1, [&](auto vector, auto) {
@@ -328,7 +342,7 @@ void cell_backward(const CellRowsBack<T>& step, const Patch& patch, T* dsums) {
       T* out = dsums + n * L;
       V parameter[S::parameters + 1];
       for (int i = 0; i < S::parameters; ++i) parameter[i] = load<V>(at.parameters + i * at.parameter_stride + unit);
-      for (Index b = 0; b < rows; ++b, out += sums * vectors * L) {
+      for (Index b = 0; b < rows; ++b, out += at.sums * vectors * L) {
         const Index row = first_row + b;
         const T* const from = at.slots[row] + unit;
         V slot[saved + 1], prev[states], next[states], d[states], da[sums], kept[states];
@@ -349,7 +363,8 @@ void cell_backward(const CellRowsBack<T>& step, const Patch& patch, T* dsums) {
             kept[i] = mul(z, d[i]);
             d[i] = mul(sub(one<V>(), z), d[i]);
           }
-        const bool scaled = S::operand == kNothing && at.factors;
+        if (Cell::traits.cell_norm && concerns(left, 1)) d[1] = add(d[1], load<V>(at.dc[at.d_row + b] + unit, valid));
+        const bool scaled = S::operand == kNothing && !S::normalizes && at.factors;
         const V factor = scaled ? load<V>(at.factors[row] + unit, valid) : one<V>();
         if (scaled) prev[0] = mul(prev[0], factor);
         S::backward(functions, parameter, slot, prev, next, d, doperand, da);
@@ -380,18 +395,15 @@ constexpr StageInfo<T> stage_info() {
           S::first_slot,
           S::slots,
           S::projects,
+          S::normalizes,
           kTileVectors / S::accumulators,
           fused,
           cell_forward<Cell, S, T>,
           cell_backward<Cell, S, T>};
 }
-template <class Cell, class T, class First>
-constexpr CellInfo<T> cell_info(StageList<First>) {
-  return {Cell::traits, 1, {stage_info<Cell, T, First>(), {}}};
-}
-template <class Cell, class T, class First, class Second>
-constexpr CellInfo<T> cell_info(StageList<First, Second>) {
-  return {Cell::traits, 2, {stage_info<Cell, T, First>(), stage_info<Cell, T, Second>()}};
+template <class Cell, class T, class... S>
+constexpr CellInfo<T> cell_info(StageList<S...>) {
+  return {Cell::traits, sizeof...(S), {stage_info<Cell, T, S>()...}};
 }
 template <class Cell, class T>
 constexpr CellInfo<T> kCellInfo = cell_info<Cell, T>(typename Cell::Stages{});

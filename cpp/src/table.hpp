@@ -13,6 +13,7 @@ struct PackedView {
   std::int64_t inputs, units, outputs;
   const T* data;  ///< 64-byte aligned
   Activation activations[kActivations];
+  MatrixView<T> layer_norm;  ///< data null: there is none; the values are in the packed weights
 };
 
 template <class T>

@@ -43,12 +43,13 @@ struct Problem {
   Index B, steps, I, H, G;
   CellTraits traits;
   Index R;        // how wide h is
-  bool extended;  // with a mask, and zoneout of the last state
+  bool extended;  // with a mask, zoneout of the last state, and layer normalization
   std::vector<std::uint8_t> mask;
   std::vector<T> zoneout;
-  std::vector<T> x, kernel, recurrent, bias, parameters, projection, initial[kMaxStates], dy, dfinal[kMaxStates];
+  std::vector<T> x, kernel, recurrent, bias, parameters, projection, layer_norm, cell_norm, initial[kMaxStates], dy,
+      dfinal[kMaxStates];
   std::vector<T> y, final_state[kMaxStates], tape, dx, dkernel, drecurrent, dbias, dparameters, dprojection,
-      dinitial[kMaxStates];
+      dlayer_norm, dcell_norm, dinitial[kMaxStates];
 
   Problem(Cell cell, Index B, Index steps, Index I, Index H, bool extended = false)
       : cell(cell),
@@ -73,6 +74,8 @@ struct Problem {
     bias = random(traits.bias_rows * G * H, 0.5);
     parameters = random(traits.parameters * H, 0.5);
     projection = random(traits.projected ? H * R : 0, 1 / std::sqrt(double(H)));
+    layer_norm = random(extended && cell != Cell::indrnn ? 2 * G * H : 0, 1);
+    cell_norm = random(traits.cell_norm ? 2 * H : 0, 1);
     dy = random(B * steps * R, 1);
     zoneout = random(B * steps * width(traits.states - 1), 0.4);
     for (Index i = 0; i < B * steps; ++i) mask.push_back(generator() % 4 > 0);
@@ -93,7 +96,9 @@ struct Problem {
             {bias.data(), G * H, 1},
             {parameters.data(), H, 1},
             R,
-            {projection.data(), R, 1}};
+            {projection.data(), R, 1},
+            {layer_norm.empty() ? nullptr : layer_norm.data(), G * H, 1},
+            {cell_norm.empty() ? nullptr : cell_norm.data(), H, 1}};
   }
 
   /// The mask and zoneout from row b0 and step t0 on.
@@ -157,11 +162,15 @@ struct Problem {
     dbias.resize(bias.size());
     dparameters.resize(parameters.size());
     dprojection.resize(projection.size());
+    dlayer_norm.resize(layer_norm.size());
+    dcell_norm.resize(cell_norm.size());
     call.dkernel = dkernel.data();
     call.drecurrent_kernel = drecurrent.data();
     call.dbias = dbias.data();
     call.dparameters = dparameters.data();
     call.dprojection = dprojection.data();
+    call.dlayer_norm = dlayer_norm.data();
+    call.dcell_norm = dcell_norm.data();
     for (int s = 0; s < traits.states; ++s) {
       dinitial[s].resize(initial[s].size());
       call.initial_state[s] = initial[s].data();
@@ -207,6 +216,7 @@ void result_does_not_depend_on_threads_or_batch_or_time_split(Cell cell, Sizes s
     other.run_backward();
     check(other.y == one.y && other.tape == one.tape && other.dx == one.dx && other.dkernel == one.dkernel &&
               other.drecurrent == one.drecurrent && other.dbias == one.dbias && other.dprojection == one.dprojection &&
+              other.dlayer_norm == one.dlayer_norm && other.dcell_norm == one.dcell_norm &&
               other.dinitial[0] == one.dinitial[0],
           label("result does not depend on threads", cell, s));
   }
@@ -247,6 +257,8 @@ void gradients_equal_finite_differences(Cell cell, Sizes s, bool extended) {
   compare(p.bias, p.dbias, "dbias");
   compare(p.parameters, p.dparameters, "dparameters");
   compare(p.projection, p.dprojection, "dprojection");
+  compare(p.layer_norm, p.dlayer_norm, "dlayer_norm");
+  compare(p.cell_norm, p.dcell_norm, "dcell_norm");
   for (int i = 0; i < p.traits.states; ++i) compare(p.initial[i], p.dinitial[i], "dinitial");
 }
 

@@ -36,6 +36,19 @@ enum class Cell {
   lstm_cifg_peephole,
   lstm_projected,           ///< h = (o tanh(c)).P, narrower than c
   lstm_projected_peephole,  ///< both
+  // `_normalized`: h = o tanh(n) with n the layer normalization of c by cell_norm.
+  lstm_normalized,
+  lstm_peephole_normalized,
+  lstm_nig_normalized,
+  lstm_nig_peephole_normalized,
+  lstm_nfg_normalized,
+  lstm_nfg_peephole_normalized,
+  lstm_nog_normalized,
+  lstm_nog_peephole_normalized,
+  lstm_cifg_normalized,
+  lstm_cifg_peephole_normalized,
+  lstm_projected_normalized,
+  lstm_projected_peephole_normalized,
   indrnn,                   ///< h = act(x.W + u h' + b) with u the one vector of parameters; no recurrent kernel
 };
 constexpr int kCells = static_cast<int>(Cell::indrnn) + 1;  ///< how many there are
@@ -51,6 +64,7 @@ struct CellTraits {
   int parameters;  ///< P: vectors of H per-unit parameters
   int tape_slots;  ///< of a tape with sigmoid and tanh; tape_slots() says it of any weights
   bool projected;  ///< h is R wide, not H: what is of h below is then [B, R] and [B, T, R], and U [R, G*H]
+  bool cell_norm;  ///< c is normalized on its way to h
 };
 CellTraits cell_traits(Cell cell);
 Cell cell_from_name(const std::string& name);  ///< "simple_rnn", "lstm" …
@@ -109,6 +123,10 @@ struct Weights {
   std::int64_t outputs = 0;        ///< R, how wide h is, of a cell with a projection: from 1 to H. U is then [R, G*H].
                                    ///< Of others 0 or H.
   MatrixView<T> projection{};      ///< [H, R]
+  /// Layer normalization: gains [2, G*H] of x.W and of what U multiplies, each normalized over its columns before b is
+  /// added (gru_reset_before: those of z and r, and that of h, apart); data null: none. Not for indrnn.
+  MatrixView<T> layer_norm{};
+  MatrixView<T> cell_norm{};  ///< [2, H]: gain and bias of the normalized c, of a cell that has it
   /// Of the gates, of the candidate, and (lstm) of c on its way to h. Other than these run in the general kernels,
   /// which take longer for small layers.
   Activation activations[kActivations] = {{ActivationKind::sigmoid}, {ActivationKind::tanh}, {ActivationKind::tanh}};
@@ -197,7 +215,7 @@ struct Forward : Call<T> {
   T* final_state[kMaxStates] = {};  ///< written [B, H] each; null: not wanted; may not alias initial_state
   /// Written [B, T, tape_slots(), H], for backward; null: inference. The slots are the cell's gate values (or the sums
   /// that they are made of), then its states (lstm: i f c~ o h c; gru: z r n, recurrent part of n, h; gru_reset_before:
-  /// z r r*h' n h; simple_rnn: h). With a mask, rows and steps are in the order in which they are computed.
+  /// z r r*h' n h; simple_rnn: h), with zoneout its new states, with layer normalization the 2 G products. With a mask, rows and steps are in the order in which they are computed.
   T* tape = nullptr;
 };
 
@@ -216,6 +234,8 @@ struct Backward : Call<T> {
   T* dbias = nullptr;                  ///< written [bias_rows, G*H], contiguous; null: not wanted
   T* dparameters = nullptr;            ///< written [P, H], contiguous; null only if there are none
   T* dprojection = nullptr;            ///< written [H, R], contiguous; null only if there is none
+  T* dlayer_norm = nullptr;            ///< written [2, G*H], contiguous; null only if there is none
+  T* dcell_norm = nullptr;             ///< written [2, H], contiguous; null only if there is none
   T* dinitial_state[kMaxStates] = {};  ///< written [B, H] each; null: not wanted
 };
 

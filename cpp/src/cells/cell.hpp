@@ -9,6 +9,9 @@
 // A stage is a struct derived from Stage<first gate, gates, apart>, which says what it multiplies, with
 //   operand                what U multiplies, if not kHidden: the slot of an earlier stage, or kNothing
 //   projects               whether its U is the projection: then it has one gate, no x, and as many units as h is wide
+//   normalizes             whether its one sum is the layer normalization of c: then it has no gate; its backward
+//   leaves,
+//                          beside the gradient of the sum, doperand of the stage before
 //   states                 which states it concerns, a bit for each, if not all: it reads them; the first stage that
 //                          concerns a state leaves its gradient, the last one the state
 //   parameters             how many vectors of per-unit parameters it reads, if any
@@ -19,7 +22,8 @@
 //   backward(f, p, slot, prev, next, d, doperand, da)
 //       slot, prev, next: as forward left them; d: in, the gradients of next; the first stage leaves there the
 //       gradients of prev but for what flows through U; doperand: the gradient of the slot that the next stage's U
-//       multiplies; da: out, the gradients of the sums, then the step's share of those of the parameters
+//       multiplies, or what the next stage leaves; da: out, the gradients of the sums, then the step's share of those
+//       of the parameters
 // Both are templated on the vector type (a vector, or a Group of them), and know nothing of layout, tails or threads.
 #pragma once
 
@@ -39,7 +43,7 @@ struct Stage {
   static constexpr int first_gate = first_gate_, gates = gates_, apart = apart_;
   static constexpr int accumulators = gates + (apart >= 0);
   static constexpr int operand = kHidden, parameters = 0;
-  static constexpr bool projects = false;
+  static constexpr bool projects = false, normalizes = false;
   static constexpr unsigned states = ~0u;
 };
 
@@ -59,6 +63,13 @@ struct StageList {
     bool passed = false;
     ((found |= passed ? S::states : 0u, passed = passed || std::is_same_v<One, S>), ...);
     return found;
+  }
+  /// Whether it is the last one.
+  template <class One>
+  static constexpr bool ends_with() {
+    bool is_last = false;
+    ((is_last = std::is_same_v<One, S>), ...);
+    return is_last;
   }
 };
 

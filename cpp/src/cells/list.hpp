@@ -13,17 +13,29 @@
   DO(gru, Gru)                          \
   DO(gru_reset_before, GruResetBefore)
 
-#define FASTRNN_FOR_EACH_CELL(DO)                    \
-  FASTRNN_FOR_EACH_FUSED_CELL(DO)                    \
-  DO(lstm_peephole, LstmPeephole)                    \
-  DO(lstm_nig, LstmNig)                              \
-  DO(lstm_nig_peephole, LstmNigPeephole)             \
-  DO(lstm_nfg, LstmNfg)                              \
-  DO(lstm_nfg_peephole, LstmNfgPeephole)             \
-  DO(lstm_nog, LstmNog)                              \
-  DO(lstm_nog_peephole, LstmNogPeephole)             \
-  DO(lstm_cifg, LstmCifg)                            \
-  DO(lstm_cifg_peephole, LstmCifgPeephole)           \
-  DO(lstm_projected, LstmProjected)                  \
-  DO(lstm_projected_peephole, LstmProjectedPeephole) \
+#define FASTRNN_FOR_EACH_CELL(DO)                                         \
+  FASTRNN_FOR_EACH_FUSED_CELL(DO)                                         \
+  DO(lstm_peephole, LstmPeephole)                                         \
+  DO(lstm_nig, LstmNig)                                                   \
+  DO(lstm_nig_peephole, LstmNigPeephole)                                  \
+  DO(lstm_nfg, LstmNfg)                                                   \
+  DO(lstm_nfg_peephole, LstmNfgPeephole)                                  \
+  DO(lstm_nog, LstmNog)                                                   \
+  DO(lstm_nog_peephole, LstmNogPeephole)                                  \
+  DO(lstm_cifg, LstmCifg)                                                 \
+  DO(lstm_cifg_peephole, LstmCifgPeephole)                                \
+  DO(lstm_projected, LstmProjected)                                       \
+  DO(lstm_projected_peephole, LstmProjectedPeephole)                      \
+  DO(lstm_normalized, LstmNormalized)                                     \
+  DO(lstm_peephole_normalized, LstmPeepholeNormalized)                    \
+  DO(lstm_nig_normalized, LstmNigNormalized)                              \
+  DO(lstm_nig_peephole_normalized, LstmNigPeepholeNormalized)             \
+  DO(lstm_nfg_normalized, LstmNfgNormalized)                              \
+  DO(lstm_nfg_peephole_normalized, LstmNfgPeepholeNormalized)             \
+  DO(lstm_nog_normalized, LstmNogNormalized)                              \
+  DO(lstm_nog_peephole_normalized, LstmNogPeepholeNormalized)             \
+  DO(lstm_cifg_normalized, LstmCifgNormalized)                            \
+  DO(lstm_cifg_peephole_normalized, LstmCifgPeepholeNormalized)           \
+  DO(lstm_projected_normalized, LstmProjectedNormalized)                  \
+  DO(lstm_projected_peephole_normalized, LstmProjectedPeepholeNormalized) \
   DO(indrnn, IndRnn)

@@ -1,7 +1,8 @@
 // Hochreiter and Schmidhuber, "Long short-term memory", 1997, with the forget gate of Gers et al., 2000, and what
 // Greff et al., "LSTM: a search space odyssey", 2017, compare it with: without one of its gates, with one gate that
 // both forgets and lets in (CIFG), with peepholes (Gers and Schmidhuber, 2000). With a projection: Sak, Senior and
-// Beaufays, "Long short-term memory based recurrent neural network architectures", 2014.
+// Beaufays, "Long short-term memory based recurrent neural network architectures", 2014. With c normalized: Ba, Kiros
+// and Hinton, "Layer normalization", 2016.
 #pragma once
 
 #include "cell.hpp"
@@ -11,41 +12,59 @@ namespace FASTRNN_ISA {
 namespace {
 
 enum class LstmGates { all, no_input, no_forget, no_output, coupled };
+enum LstmParts : unsigned { kPeephole = 1, kProjected = 2, kNormalized = 4 };
 
-template <class Functions, LstmGates kind, bool peephole, bool projected = false>
+/// Words joined by underscores.
+struct CellName {
+  char text[40] = {};
+  constexpr CellName& operator<<(const char* word) {
+    int end = 0;
+    while (text[end]) ++end;
+    if (end > 0) text[end++] = '_';
+    while (*word) text[end++] = *word++;
+    return *this;
+  }
+};
+
+template <class Functions, LstmGates kind, unsigned parts = 0>
 struct LstmCell {
   using Activations = Functions;
   static constexpr bool has_input = kind != LstmGates::no_input, coupled = kind == LstmGates::coupled;
   static constexpr bool has_forget = kind != LstmGates::no_forget && !coupled;
   static constexpr bool has_output = kind != LstmGates::no_output;
+  static constexpr bool peephole = parts & kPeephole, projected = parts & kProjected, normalized = parts & kNormalized;
   // The gates in the order of their columns; g: the candidate, which Keras calls c.
   static constexpr int I = 0, F = I + has_input, G = F + has_forget, O = G + 1, gates = O + has_output;
   // The peepholes in the order of theirs.
   static constexpr int PI = 0, PF = PI + has_input, PO = PF + has_forget, peepholes = peephole ? PO + has_output : 0;
+  // Further slots: o y(c), which a projection multiplies; c normalized.
+  static constexpr int OM = gates, CN = OM + projected, saved = CN + normalized;
 
-  static constexpr const char* name() {
-    if (projected) return peephole ? "lstm_projected_peephole" : "lstm_projected";
-    if (kind == LstmGates::no_input) return peephole ? "lstm_nig_peephole" : "lstm_nig";
-    if (kind == LstmGates::no_forget) return peephole ? "lstm_nfg_peephole" : "lstm_nfg";
-    if (kind == LstmGates::no_output) return peephole ? "lstm_nog_peephole" : "lstm_nog";
-    if (kind == LstmGates::coupled) return peephole ? "lstm_cifg_peephole" : "lstm_cifg";
-    return peephole ? "lstm_peephole" : "lstm";
+  static constexpr CellName name() {
+    constexpr const char* words[] = {"", "nig", "nfg", "nog", "cifg"};
+    CellName name;
+    name << "lstm";
+    if (projected) name << "projected";
+    if (kind != LstmGates::all) name << words[static_cast<int>(kind)];
+    if (peephole) name << "peephole";
+    if (normalized) name << "normalized";
+    return name;
   }
-  static constexpr int OM = gates;  // with a projection: o y(c), which it multiplies
-  static constexpr CellTraits traits{name(), gates, 2, 1, peepholes, gates + projected + 2, projected};
+  static constexpr CellName kName = name();
+  static constexpr CellTraits traits{kName.text, gates, 2, 1, peepholes, saved + 2, projected, normalized};
 
   struct Step : Stage<0, gates> {
-    static constexpr int first_slot = 0, slots = gates + projected, parameters = peepholes;
-    static constexpr unsigned states = projected ? 2 : 3;
+    static constexpr int first_slot = 0, slots = normalized ? gates : gates + projected, parameters = peepholes;
+    static constexpr unsigned states = projected || normalized ? 2 : 3;
 
     /// The gates' values; 1 for one that there is not.
     template <class V>
     struct Values {
-      V i, f, g, o;
+      V i, f, g;
     };
     template <class V>
     static FASTRNN_INLINE Values<V> values(const Functions& f, const V* slot) {
-      Values<V> v{one<V>(), one<V>(), f.state.value(slot[G]), one<V>()};
+      Values<V> v{one<V>(), one<V>(), f.state.value(slot[G])};
       if constexpr (has_input) v.i = f.gate.value(slot[I]);
       if constexpr (has_forget) v.f = f.gate.value(slot[F]);
       if constexpr (coupled) v.f = sub(one<V>(), v.i);
@@ -65,25 +84,39 @@ struct LstmCell {
       const Values<V> v = values(f, slot);
       const V c = fma(v.f, prev[1], mul(v.i, v.g));
       next[1] = c;
-      V& h = projected ? slot[OM] : next[0];
-      h = f.output.value(f.output.save(c));
-      if constexpr (has_output) {
-        if constexpr (peephole) slot[O] = f.gate.save(see(p, PO, c, a[O]));
-        h = mul(f.gate.value(slot[O]), h);
-      }
+      if constexpr (has_output && peephole) slot[O] = f.gate.save(see(p, PO, c, a[O]));
+      if constexpr (!normalized) (projected ? slot[OM] : next[0]) = output(f, slot, c);
+    }
+    /// o y(c).
+    template <class V>
+    static FASTRNN_INLINE V output(const Functions& f, const V* slot, const V& c) {
+      const V y = f.output.value(f.output.save(c));
+      if constexpr (has_output)
+        return mul(f.gate.value(slot[O]), y);
+      else
+        return y;
+    }
+    /// Its gradients with respect to o and, returned, c, where its own is dom.
+    template <class V>
+    static FASTRNN_INLINE V output_gradient(const Functions& f, const V* slot, const V& c, const V& dom, V& do_) {
+      const V kept = f.output.save(c), y = f.output.value(kept);
+      do_ = mul(dom, y);
+      if constexpr (has_output)
+        return f.output.gradient(kept, y, mul(dom, f.gate.value(slot[O])));
+      else
+        return f.output.gradient(kept, y, dom);
     }
 
     template <class V>
     static FASTRNN_INLINE void backward(const Functions& f, const V* p, const V* slot, const V* prev, const V* next,
-                                        V* d, const V& dom, V* da) {
-      const V dh = projected ? dom : d[0];
-      Values<V> v = values(f, slot);
-      if constexpr (has_output) v.o = f.gate.value(slot[O]);
-      const V c = next[1], kept = f.output.save(c), y = f.output.value(kept);
-      V dc = add(d[1], f.output.gradient(kept, y, mul(dh, v.o)));  // h = o y(c)
+                                        V* d, const V& doperand, V* da) {
+      const Values<V> v = values(f, slot);
+      const V c = next[1];
+      V do_ = doperand, dc = d[1];
+      if constexpr (!normalized) dc = add(dc, output_gradient(f, slot, c, projected ? doperand : d[0], do_));
       V* const dp = da + gates;
       if constexpr (has_output) {
-        da[O] = f.gate.gradient(slot[O], v.o, mul(dh, y));
+        da[O] = f.gate.gradient(slot[O], f.gate.value(slot[O]), do_);
         if constexpr (peephole) {  // o = gate(a_o + p_o c)
           dc = fma(da[O], p[PO], dc);
           dp[PO] = mul(da[O], c);
@@ -110,9 +143,28 @@ struct LstmCell {
     }
   };
 
+  /// h = o y(n) with n the normalized c.
+  struct Output : Stage<0, 0> {
+    static constexpr int operand = kNothing, first_slot = OM, slots = projected + 1, accumulators = 1;
+    static constexpr bool normalizes = true;
+    static constexpr unsigned states = projected ? 0 : 1;
+
+    template <class V>
+    static FASTRNN_INLINE void forward(const Functions& f, const V*, const V* a, V* slot, const V*, V* next) {
+      slot[CN] = a[0];
+      (projected ? slot[OM] : next[0]) = Step::output(f, slot, a[0]);
+    }
+    template <class V>
+    static FASTRNN_INLINE void backward(const Functions& f, const V*, const V* slot, const V*, const V*, V* d,
+                                        const V& doperand, V* da) {
+      da[0] = Step::output_gradient(f, slot, slot[CN], projected ? doperand : d[0], da[1]);
+      if constexpr (!projected) d[0] = zero<V>();
+    }
+  };
+
   /// h = (o y(c)).P
   struct Projection : Stage<0, 1> {
-    static constexpr int operand = OM, first_slot = gates + 1, slots = 0;
+    static constexpr int operand = OM, first_slot = saved, slots = 0;
     static constexpr bool projects = true;
     static constexpr unsigned states = 1;
 
@@ -127,33 +179,59 @@ struct LstmCell {
       d[0] = zero<V>();
     }
   };
-  using Stages = std::conditional_t<projected, StageList<Step, Projection>, StageList<Step>>;
+  using Stages = std::conditional_t<
+      projected, std::conditional_t<normalized, StageList<Step, Output, Projection>, StageList<Step, Projection>>,
+      std::conditional_t<normalized, StageList<Step, Output>, StageList<Step>>>;
 };
 
 template <class Functions>
-using Lstm = LstmCell<Functions, LstmGates::all, false>;
+using Lstm = LstmCell<Functions, LstmGates::all>;
 template <class Functions>
-using LstmPeephole = LstmCell<Functions, LstmGates::all, true>;
+using LstmPeephole = LstmCell<Functions, LstmGates::all, kPeephole>;
 template <class Functions>
-using LstmNig = LstmCell<Functions, LstmGates::no_input, false>;
+using LstmNig = LstmCell<Functions, LstmGates::no_input>;
 template <class Functions>
-using LstmNigPeephole = LstmCell<Functions, LstmGates::no_input, true>;
+using LstmNigPeephole = LstmCell<Functions, LstmGates::no_input, kPeephole>;
 template <class Functions>
-using LstmNfg = LstmCell<Functions, LstmGates::no_forget, false>;
+using LstmNfg = LstmCell<Functions, LstmGates::no_forget>;
 template <class Functions>
-using LstmNfgPeephole = LstmCell<Functions, LstmGates::no_forget, true>;
+using LstmNfgPeephole = LstmCell<Functions, LstmGates::no_forget, kPeephole>;
 template <class Functions>
-using LstmNog = LstmCell<Functions, LstmGates::no_output, false>;
+using LstmNog = LstmCell<Functions, LstmGates::no_output>;
 template <class Functions>
-using LstmNogPeephole = LstmCell<Functions, LstmGates::no_output, true>;
+using LstmNogPeephole = LstmCell<Functions, LstmGates::no_output, kPeephole>;
 template <class Functions>
-using LstmCifg = LstmCell<Functions, LstmGates::coupled, false>;
+using LstmCifg = LstmCell<Functions, LstmGates::coupled>;
 template <class Functions>
-using LstmCifgPeephole = LstmCell<Functions, LstmGates::coupled, true>;
+using LstmCifgPeephole = LstmCell<Functions, LstmGates::coupled, kPeephole>;
 template <class Functions>
-using LstmProjected = LstmCell<Functions, LstmGates::all, false, true>;
+using LstmProjected = LstmCell<Functions, LstmGates::all, kProjected>;
 template <class Functions>
-using LstmProjectedPeephole = LstmCell<Functions, LstmGates::all, true, true>;
+using LstmProjectedPeephole = LstmCell<Functions, LstmGates::all, kPeephole | kProjected>;
+template <class Functions>
+using LstmNormalized = LstmCell<Functions, LstmGates::all, kNormalized>;
+template <class Functions>
+using LstmPeepholeNormalized = LstmCell<Functions, LstmGates::all, kPeephole | kNormalized>;
+template <class Functions>
+using LstmNigNormalized = LstmCell<Functions, LstmGates::no_input, kNormalized>;
+template <class Functions>
+using LstmNigPeepholeNormalized = LstmCell<Functions, LstmGates::no_input, kPeephole | kNormalized>;
+template <class Functions>
+using LstmNfgNormalized = LstmCell<Functions, LstmGates::no_forget, kNormalized>;
+template <class Functions>
+using LstmNfgPeepholeNormalized = LstmCell<Functions, LstmGates::no_forget, kPeephole | kNormalized>;
+template <class Functions>
+using LstmNogNormalized = LstmCell<Functions, LstmGates::no_output, kNormalized>;
+template <class Functions>
+using LstmNogPeepholeNormalized = LstmCell<Functions, LstmGates::no_output, kPeephole | kNormalized>;
+template <class Functions>
+using LstmCifgNormalized = LstmCell<Functions, LstmGates::coupled, kNormalized>;
+template <class Functions>
+using LstmCifgPeepholeNormalized = LstmCell<Functions, LstmGates::coupled, kPeephole | kNormalized>;
+template <class Functions>
+using LstmProjectedNormalized = LstmCell<Functions, LstmGates::all, kProjected | kNormalized>;
+template <class Functions>
+using LstmProjectedPeepholeNormalized = LstmCell<Functions, LstmGates::all, kPeephole | kProjected | kNormalized>;
 
 }  // namespace
 }  // namespace FASTRNN_ISA
