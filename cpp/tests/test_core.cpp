@@ -242,7 +242,7 @@ void gradients_equal_finite_differences(Cell cell, Sizes s, bool extended) {
     double largest = 1e-3;
     for (double g : gradient) largest = std::max(largest, std::fabs(g));
     for (std::size_t i = 0; i < values.size(); i += 1 + values.size() / 25) {
-      const double saved = values[i], step = 1e-5;
+      const double saved = values[i], step = 2e-6;
       values[i] = saved + step;
       const double up = p.loss();
       values[i] = saved - step;
