@@ -54,7 +54,7 @@ class BackwardRows {
         I_(seq_.I),
         H_(seq_.H),
         chunk_rows_(chunk_rows),
-        d_stride_(ceil_div(H_, kLanes<Vec<T>>) * kLanes<Vec<T>>) {
+        d_stride_(ceil_div(larger(H_, seq_.width(0)), kLanes<Vec<T>>) * kLanes<Vec<T>>) {
     for (int s = 0; s < seq_.states; ++s) d_[s] = arena.take<T>(rows * d_stride_);
     if (cell_.stages > 1) doperand_ = arena.take<T>(rows * d_stride_);
     if (cell_.traits.cell_norm) dc_ = arena.take<T>(rows * d_stride_);
@@ -202,7 +202,7 @@ class BackwardRows {
   Index columns_size(Index n) const { return ceil_div(n, kTileRows) * kTileRows * chunk_rows_; }
   Rows<const T> slot(Index t, int i) const { return seq_.tape_slot(call_.tape, t, i); }
   Rows<const T> state_before(Index t, int s) const {
-    return t > 0 ? slot(t - 1, cell_.first_state_slot() + s) : seq_.initial_state(s);
+    return t > 0 ? slot(t - 1, seq_.state_slot(s)) : seq_.initial_state(s);
   }
   /// The gradients of the sums of a block, from chunk row r on.
   FASTRNN_INLINE T* dsums(int s, Index block, Index r) const {
@@ -501,7 +501,7 @@ class BackwardRows {
   const Index d_stride_;   ///< padded, so that the rows of two threads share no cache line
   T* d_[kMaxStates];       ///< gradients of the states, [row, H]
   T* doperand_ = nullptr;  ///< gradient of what a second stage's U multiplies, or what that stage leaves to the first
-  T* dc_ = nullptr;              ///< gradient of c through its normalization
+  T* dc_ = nullptr;        ///< gradient of c through its normalization
   T* normalized_row_ = nullptr;  ///< of each thread, see undo_normalization
   T* x_columns_;
   T* operand_columns_[kMaxStages];

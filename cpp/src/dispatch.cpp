@@ -263,7 +263,7 @@ const char* PackedWeights<T>::isa() const {
 template <class T>
 int tape_slots(const Weights<T>& w, bool zoneout) {
   const CellTraits traits = cell_traits(w.cell);
-  return table_of<T>(kernels()).tape_slots(w.cell, w.activations) + (zoneout ? traits.states : 0) +
+  return table_of<T>(kernels()).tape_slots(w.cell, w.activations) + (zoneout ? traits.states + traits.hidden - 1 : 0) +
          (w.layer_norm.data ? 2 * traits.gates : 0);
 }
 
@@ -275,7 +275,8 @@ void require_call(const PackedWeights<T>& weights, const Call<T>& call, bool kee
   require(call.ids ? bool(call.embedding) : call.x || call.batch == 0 || call.time == 0 || w.inputs == 0,
           "x, or with ids the embedding, must not be null");
   const CellTraits traits = cell_traits(w.cell);
-  const int slots = table_of<T>(w.kernels).tape_slots(w.cell, w.activations) + traits.states + 2 * traits.gates;
+  const int slots =
+      table_of<T>(w.kernels).tape_slots(w.cell, w.activations) + traits.states + traits.hidden + 2 * traits.gates;
   require_size({call.batch, w.units, slots, keeps_all ? call.time : 1, sizeof(T)});
 }
 

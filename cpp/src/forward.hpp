@@ -49,7 +49,7 @@ class ForwardPass {
         division_(divide(threads, call.batch, call.time, I_ + H_, seq_.G * H_, cell_.fewest_blocks(seq_.sizes),
                          cell_.stages, sizeof(T))) {
     const Index B = call.batch;
-    if (!call.tape && (!call.y || seq_.schedule.masked())) h_ = arena.take<T>(2 * B * H_);
+    if (!call.tape && (!call.y || !is_kept_in_y())) h_ = arena.take<T>(2 * B * seq_.width(0));
     for (int s = 1; s < seq_.states; ++s)
       if (!call.tape) carried_[s] = arena.take<T>(B * H_);
     if (!call.tape && (cell_.stages > 1 || seq_.sizes.normalized)) slots_ = arena.take<T>(B * seq_.tape_slots() * H_);
@@ -62,7 +62,7 @@ class ForwardPass {
       }
     if (gates_apart()) {
       scaled_rows_ = division_.by_units ? B : smaller(B, kRowsAtOnce);
-      scaled_size_ = scaled_rows_ * seq_.G * (I_ + H_);
+      scaled_size_ = scaled_rows_ * seq_.G * (I_ + larger(H_, seq_.width(0)));
       scaled_ = arena.take<T>(division_.threads * scaled_size_);
     }
     workspace_ = arena.size();
@@ -82,8 +82,7 @@ class ForwardPass {
       v.slots = seq_.tape_slot(call_.tape, k, 0);
     else if (slots_)
       v.slots = {slots_, seq_.tape_slots() * H_};
-    if (call_.tape || seq_.schedule.masked())
-      v.y = {seq_.schedule, call_.y, call_.y_batch_stride, call_.y_time_stride, k};
+    if (call_.tape || !is_kept_in_y()) v.y = {seq_.schedule, call_.y, call_.y_batch_stride, call_.y_time_stride, k};
     for (int s = 0; s < seq_.states; ++s) {
       v.next[s] = state_rows(s, k);
       const Rows<T> before = k > 0 ? state_rows(s, k - 1) : Rows<T>{};
@@ -91,14 +90,16 @@ class ForwardPass {
     }
     return v;
   }
+  /// Whether, where no tape keeps it, y can be what keeps state 0 from step to step.
+  bool is_kept_in_y() const { return !seq_.schedule.masked() && cell_.traits.hidden == 1; }
   /// Where state s after step k is kept.
   Rows<T> state_rows(int s, Index k) const {
-    if (call_.tape) return seq_.tape_slot(call_.tape, k, cell_.first_state_slot() + s);
+    if (call_.tape) return seq_.tape_slot(call_.tape, k, seq_.state_slot(s));
     if (!seq_.schedule.masked()) {
-      if (s == 0 && call_.y) return {call_.y + k * call_.y_time_stride, call_.y_batch_stride};
+      if (s == 0 && call_.y && is_kept_in_y()) return {call_.y + k * call_.y_time_stride, call_.y_batch_stride};
       if (k == call_.time - 1 && call_.final_state[s]) return {call_.final_state[s], seq_.width(s)};
     }
-    return {s == 0 ? h_ + (k & 1) * call_.batch * H_ : carried_[s], H_};
+    return {s == 0 ? h_ + (k & 1) * call_.batch * seq_.width(0) : carried_[s], seq_.width(s)};
   }
 
   /// All steps of some rows: all units, or with a team that divides the units this thread's share. False: stopped.
@@ -414,7 +415,7 @@ class ForwardPass {
     for (Index r = rows.begin; schedule.masked() && call_.y && r < rows.end; ++r) {
       T* const y = call_.y + schedule.row(r) * call_.y_batch_stride;
       const auto fill = [&](Index begin, Index end, const T* from) {
-        for (Index t = begin; t < end; ++t) copy(from, y + t * call_.y_time_stride, seq_.width(0));
+        for (Index t = begin; t < end; ++t) copy(from, y + t * call_.y_time_stride, seq_.sizes.outputs);
       };
       Index t = 0;  // outputs before it are there
       for (Index k = 0; k < schedule.length(r); ++k) {

@@ -32,7 +32,8 @@ bool run(const PackedView<T>& weights, const Call& call, int threads, void* memo
 
 template <class T>
 Index packed_size(const Weights<T>& w, Pass pass) {
-  return Panels<T>(cell_info<T>(w.cell, true), pass, sizes_of(w), nullptr).size;
+  const CellInfo<T>& cell = cell_info<T>(w.cell, true);
+  return Panels<T>(cell, pass, sizes_of(cell.traits, w), nullptr).size;
 }
 
 template <class T>

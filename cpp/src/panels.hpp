@@ -141,7 +141,7 @@ void pack_bias_block(const StageInfo<T>& stage, int bias_rows, const MatrixView<
 
 template <class T>
 void pack(const CellInfo<T>& cell, const Weights<T>& w, Pass pass, T* packed, int threads) {
-  const Sizes n = sizes_of(w);
+  const Sizes n = sizes_of(cell.traits, w);
   const Panels<T> panels(cell, pass, n, packed);
   const Index first_unit = 0;
   pack_rows(w.parameters, cell.traits.parameters, &first_unit, 1, w.units, panels.padded_units, panels.parameters);

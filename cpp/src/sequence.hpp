@@ -38,7 +38,7 @@ class Sequence {
 
   Sequence(const PackedView<T>& weights, Pass pass, const Call<T>& call, Arena& arena)
       : cell(cell_info<T>(weights.cell, weights.activations)),
-        sizes(sizes_of(weights)),
+        sizes(sizes_of(cell.traits, weights)),
         I(weights.inputs),
         H(weights.units),
         G(cell.traits.gates),
@@ -47,22 +47,22 @@ class Sequence {
         panels(cell, pass, sizes, const_cast<T*>(weights.data)),
         schedule(call, arena),
         call_(call),
-        zeros_(arena.take<T>(H)) {
+        zeros_(arena.take<T>(larger(H, sizes.hidden))) {
     for (int s = 0; s < states; ++s)
       if (schedule.masked() && call.initial_state[s]) ordered_[s] = arena.take<T>(call.batch * width(s));
   }
 
   /// Once, before the threads start.
   void prepare() {
-    fill_zero(zeros_, H);
+    fill_zero(zeros_, larger(H, sizes.hidden));
     schedule.prepare(call_);
     for (int s = 0; s < states; ++s)
       for (Index r = 0; ordered_[s] && r < call_.batch; ++r)
         copy(call_.initial_state[s] + schedule.row(r) * width(s), ordered_[s] + r * width(s), width(s));
   }
 
-  /// How wide a state is: h may be narrower than the others.
-  Index width(int s) const { return s == 0 ? sizes.outputs : sizes.units; }
+  /// How wide a state is: the first may be narrower than the others, or wider.
+  Index width(int s) const { return s == 0 ? sizes.hidden : sizes.units; }
   const T* zeros() const { return zeros_; }
   Rows<const T> initial_state(int s) const {
     const T* given = ordered_[s] ? ordered_[s] : call_.initial_state[s];
@@ -79,15 +79,17 @@ class Sequence {
   Index tape_slots() const { return product_slot(true) + (sizes.normalized ? 2 * G : 0); }
   /// The first slot of x.W (input), or of what U multiplies times U, by gates.
   int product_slot(bool input) const {
-    return cell.traits.tape_slots + (zoneout() ? states : 0) + static_cast<int>(input ? 0 : G);
+    return cell.traits.tape_slots + (zoneout() ? state_slots(cell.traits) : 0) + static_cast<int>(input ? 0 : G);
   }
   /// Where a step keeps state s as it was before zoneout.
-  int state_slot(int s, bool mixed) const { return cell.first_state_slot() + (mixed ? states : 0) + s; }
+  int state_slot(int s, bool mixed = false) const {
+    return cell.first_state_slot() + (mixed ? state_slots(cell.traits) : 0) + state_place(cell.traits, s);
+  }
   /// The factors of what gate g multiplies in row r: of x, or of what the recurrent kernel multiplies.
   const T* input_factors(Index r, int g) const { return factors(call_.input_factors, r, g, I); }
-  const T* recurrent_factors(Index r, int g) const { return factors(call_.recurrent_factors, r, g, sizes.outputs); }
+  const T* recurrent_factors(Index r, int g) const { return factors(call_.recurrent_factors, r, g, sizes.hidden); }
   /// The same of gate 0 for all rows.
-  CallRows<const T> recurrent_factors() const { return {schedule, call_.recurrent_factors, G * sizes.outputs, 0, 0}; }
+  CallRows<const T> recurrent_factors() const { return {schedule, call_.recurrent_factors, G * sizes.hidden, 0, 0}; }
   bool zoneout() const { return call_.zoneout[0] || call_.zoneout[1]; }
   CallRows<const T> zoneout(int s, Index k) const {
     return {schedule, call_.zoneout[s], call_.zoneout_batch_stride[s], call_.zoneout_time_stride[s], k};

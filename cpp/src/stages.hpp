@@ -10,15 +10,21 @@ namespace fastrnn {
 namespace FASTRNN_ISA {
 namespace {
 
-/// How wide x, c (and all else of a unit) and h are: I, H, and H or what a projection makes of it.
+/// How wide x, c (and all else of a unit), h and state 0 are: I, H, H or what a projection makes of it, and that or, of
+/// a cell that has more than h there, several H.
 struct Sizes {
-  Index inputs, units, outputs;
+  Index inputs, units, outputs, hidden;
   bool normalized;  ///< whether there is layer normalization of the products
 };
 template <class Weights>
-Sizes sizes_of(const Weights& w) {
-  return {w.inputs, w.units, w.outputs > 0 ? w.outputs : w.units, w.layer_norm.data != nullptr};
+Sizes sizes_of(const CellTraits& traits, const Weights& w) {
+  const Index outputs = w.outputs > 0 ? w.outputs : w.units;
+  return {w.inputs, w.units, outputs, traits.hidden > 1 ? traits.hidden * w.units : outputs,
+          w.layer_norm.data != nullptr};
 }
+/// The slot of state s, of those of all states.
+constexpr int state_place(const CellTraits& traits, int s) { return s == 0 ? 0 : s + traits.hidden - 1; }
+constexpr int state_slots(const CellTraits& traits) { return state_place(traits, traits.states); }
 
 /// What the sums of some rows are made of.
 template <class T>
@@ -117,7 +123,7 @@ struct StageInfo {
   Blocks<T> blocks(const Sizes& n) const { return {units(n), vectors}; }
   /// How many values per row W multiplies, and U.
   Index inputs(const Sizes& n) const { return sees_x() ? n.inputs : 0; }
-  Index depth(const Sizes& n) const { return operand == kNothing ? 0 : operand == kHidden ? n.outputs : n.units; }
+  Index depth(const Sizes& n) const { return operand == kNothing ? 0 : operand == kHidden ? n.hidden : n.units; }
 };
 
 constexpr int kMaxStages = 3;
@@ -128,7 +134,7 @@ struct CellInfo {
   int stages;
   StageInfo<T> stage[kMaxStages];
 
-  int first_state_slot() const { return traits.tape_slots - traits.states; }
+  int first_state_slot() const { return traits.tape_slots - state_slots(traits); }
   /// Into how many blocks the stage with the widest blocks cuts the units.
   Index fewest_blocks(const Sizes& n) const {
     Index fewest = n.units;
@@ -232,7 +238,8 @@ FASTRNN_INLINE void finish_group(const CellRows<T>& at, Index row, Index unit,
   constexpr unsigned written = S::states & ~Cell::Stages::template after<S>();
   const First<V> valid = (S::projects ? at.outputs : at.units) - unit;
   const typename Cell::Activations functions(at.activations);
-  Group<V, R> slot[slots], prev[states], next[states], parameter[S::parameters + 1];
+  constexpr int further = Cell::traits.hidden - 1;  // vectors of state 0 beside h
+  Group<V, R> slot[slots], prev[states], next[states + further], parameter[S::parameters + 1];
   for (int i = 0; i < S::parameters; ++i)
     for (V& p : parameter[i].v) p = load<V>(at.parameters + i * at.parameter_stride + unit);
   for (int i = 0; i < S::first_slot; ++i)
@@ -247,15 +254,19 @@ FASTRNN_INLINE void finish_group(const CellRows<T>& at, Index row, Index unit,
     for (int i = S::first_slot; i < S::first_slot + S::slots; ++i)
       store_rows(at.slots[row] + i * at.units + unit, at.slots.stride, slot[i], valid);
   for (int i = 0; i < states; ++i)
-    if (concerns(written, i)) {
+    for (int part = 0; concerns(written, i) && part <= (i == 0 ? further : 0); ++part) {
+      Group<V, R>& value = next[part == 0 ? i : states - 1 + part];
+      const Index column = part * at.units + unit;
       if (!plain && at.zoneout && at.zoneout[i]) {
-        if (at.slots.data) store_rows(at.slots[row] + (slots + i) * at.units + unit, at.slots.stride, next[i], valid);
+        if (at.slots.data)
+          store_rows(at.slots[row] + (slots + state_place(Cell::traits, i)) * at.units + column, at.slots.stride, value,
+                     valid);
         for (int r = 0; r < R; ++r) {
-          const V z = load<V>(at.zoneout[i][row + r] + unit, valid);
-          next[i].v[r] = mix(z, load<V>(at.prev[i][row + r] + unit, valid), next[i].v[r]);  // prev may be scaled
+          const V z = load<V>(at.zoneout[i][row + r] + column, valid);
+          value.v[r] = mix(z, load<V>(at.prev[i][row + r] + column, valid), value.v[r]);  // prev may be scaled
         }
       }
-      store_rows(at.next[i][row] + unit, at.next[i].stride, next[i], valid);
+      store_rows(at.next[i][row] + column, at.next[i].stride, value, valid);
     }
   if (concerns(written, 0) && at.y)
     for (int r = 0; r < R; ++r) store(at.y[row + r] + unit, next[0].v[r], valid);
@@ -328,7 +339,8 @@ template <class Cell, class S, class T>
 void cell_backward(const CellRowsBack<T>& step, const Patch& patch, T* dsums) {
   const CellRowsBack<T> at = step;
   const Index first_row = patch.row, rows = patch.rows, first_unit = patch.unit, vectors = patch.vectors;
-  constexpr int states = Cell::traits.states, saved = Cell::traits.tape_slots - states;
+  constexpr int states = Cell::traits.states, saved = Cell::traits.tape_slots - state_slots(Cell::traits);
+  constexpr int further = Cell::traits.hidden - 1;  // vectors of state 0 beside h
   constexpr int sums = S::accumulators + S::parameters + S::normalizes;
   constexpr bool last = Cell::Stages::template ends_with<S>();
   constexpr unsigned left = S::states & ~Cell::Stages::template before<S>();  // whose gradients are final
@@ -345,24 +357,33 @@ void cell_backward(const CellRowsBack<T>& step, const Patch& patch, T* dsums) {
       for (Index b = 0; b < rows; ++b, out += at.sums * vectors * L) {
         const Index row = first_row + b;
         const T* const from = at.slots[row] + unit;
-        V slot[saved + 1], prev[states], next[states], d[states], da[sums], kept[states];
+        V slot[saved + 1], prev[states], next[states], d[states + further], da[sums], kept[states + further];
+        const auto for_each_vector = [&](unsigned of, auto&& f) FASTRNN_ALWAYS {  // f(state, number in d, column)
+          for (int i = 0; i < states; ++i)
+            for (int part = 0; concerns(of, i) && part <= (i == 0 ? further : 0); ++part)
+              f(i, part == 0 ? i : states - 1 + part, part * at.units + unit);
+        };
         for (int i = 0; i < saved; ++i) slot[i] = load<V>(from + i * at.units, valid);
         for (int i = 0; i < states; ++i)
           if (concerns(S::states, i)) {
             const bool mixed = at.zoneout && at.zoneout[i];
             prev[i] = load<V>(at.prev[i][row] + unit, valid);
-            next[i] = load<V>(from + (saved + i + (mixed ? states : 0)) * at.units, valid);
-            d[i] = load<V>(at.d[i][at.d_row + b] + unit, valid);
+            next[i] = load<V>(
+                from + (saved + state_place(Cell::traits, i) + (mixed ? state_slots(Cell::traits) : 0)) * at.units,
+                valid);
           }
+        for_each_vector(S::states, [&](int i, int n, Index column)
+                                       FASTRNN_ALWAYS { d[n] = load<V>(at.d[i][at.d_row + b] + column, valid); });
         if (concerns(S::states, 0) && at.dy)
           at.dy.for_each_output(row, [&](const T* dy) FASTRNN_ALWAYS { d[0] = add(d[0], load<V>(dy + unit, valid)); });
         const V doperand = last ? zero<V>() : load<V>(at.doperand[at.d_row + b] + unit, valid);
-        for (int i = 0; at.zoneout && i < states; ++i)
-          if (concerns(S::states, i) && at.zoneout[i]) {  // mixed = z prev + (1 - z) next
-            const V z = load<V>(at.zoneout[i][row] + unit, valid);
-            kept[i] = mul(z, d[i]);
-            d[i] = mul(sub(one<V>(), z), d[i]);
-          }
+        if (at.zoneout)
+          for_each_vector(S::states, [&](int i, int n, Index column) FASTRNN_ALWAYS {
+            if (!at.zoneout[i]) return;  // mixed = z prev + (1 - z) next
+            const V z = load<V>(at.zoneout[i][row] + column, valid);
+            kept[n] = mul(z, d[n]);
+            d[n] = mul(sub(one<V>(), z), d[n]);
+          });
         if (Cell::traits.cell_norm && concerns(left, 1)) d[1] = add(d[1], load<V>(at.dc[at.d_row + b] + unit, valid));
         const bool scaled = S::operand == kNothing && !S::normalizes && at.factors;
         const V factor = scaled ? load<V>(at.factors[row] + unit, valid) : one<V>();
@@ -370,11 +391,10 @@ void cell_backward(const CellRowsBack<T>& step, const Patch& patch, T* dsums) {
         S::backward(functions, parameter, slot, prev, next, d, doperand, da);
         if (scaled) d[0] = mul(d[0], factor);
         for (int i = 0; i < sums; ++i) store(out + i * vectors * L, da[i]);
-        for (int i = 0; i < states; ++i)
-          if (concerns(left, i)) {
-            if (at.zoneout && at.zoneout[i]) d[i] = add(d[i], kept[i]);
-            store(at.d[i][at.d_row + b] + unit, d[i], valid);
-          }
+        for_each_vector(left, [&](int i, int n, Index column) FASTRNN_ALWAYS {
+          if (at.zoneout && at.zoneout[i]) d[n] = add(d[n], kept[n]);
+          store(at.d[i][at.d_row + b] + column, d[n], valid);
+        });
       }
     }
   });

@@ -70,7 +70,7 @@ struct Problem {
     };
     x = random(B * steps * I, 1);
     kernel = random(I * G * H, 1 / std::sqrt(I + 1.0));
-    recurrent = random(R * G * H, 1 / std::sqrt(double(R)));
+    recurrent = random(width(0) * G * H, 1 / std::sqrt(double(width(0))));
     bias = random(traits.bias_rows * G * H, 0.5);
     parameters = random(traits.parameters * H, 0.5);
     projection = random(traits.projected ? H * R : 0, 1 / std::sqrt(double(H)));
@@ -85,7 +85,7 @@ struct Problem {
     }
   }
 
-  Index width(int s) const { return s == 0 ? R : H; }
+  Index width(int s) const { return s > 0 ? H : traits.hidden > 1 ? traits.hidden * H : R; }
 
   Weights<T> weights() const {
     return {cell,
@@ -242,7 +242,7 @@ void gradients_equal_finite_differences(Cell cell, Sizes s, bool extended) {
     double largest = 1e-3;
     for (double g : gradient) largest = std::max(largest, std::fabs(g));
     for (std::size_t i = 0; i < values.size(); i += 1 + values.size() / 25) {
-      const double saved = values[i], step = 2e-6;
+      const double saved = values[i], step = 4e-6;
       values[i] = saved + step;
       const double up = p.loss();
       values[i] = saved - step;

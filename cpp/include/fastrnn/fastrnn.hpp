@@ -36,6 +36,8 @@ enum class Cell {
   lstm_cifg_peephole,
   lstm_projected,           ///< h = (o tanh(c)).P, narrower than c
   lstm_projected_peephole,  ///< both
+  lstm_fgr,  ///< gates that see the gates of the step before: state 0 is [h i f o], U [4H, 4H]
+  lstm_fgr_peephole,
   // `_normalized`: h = o tanh(n) with n the layer normalization of c by cell_norm.
   lstm_normalized,
   lstm_peephole_normalized,
@@ -65,6 +67,7 @@ struct CellTraits {
   int tape_slots;  ///< of a tape with sigmoid and tanh; tape_slots() says it of any weights
   bool projected;  ///< h is R wide, not H: what is of h below is then [B, R] and [B, T, R], and U [R, G*H]
   bool cell_norm;  ///< c is normalized on its way to h
+  int hidden;      ///< how many vectors of H state 0 has, which U multiplies: 1, h alone, but of lstm_fgr; y is h
 };
 CellTraits cell_traits(Cell cell);
 Cell cell_from_name(const std::string& name);  ///< "simple_rnn", "lstm" …
@@ -117,7 +120,7 @@ struct Weights {
   Cell cell;
   std::int64_t inputs, units;
   MatrixView<T> kernel;            ///< W [I, G*H]
-  MatrixView<T> recurrent_kernel;  ///< U [H, G*H]
+  MatrixView<T> recurrent_kernel;  ///< U [H, G*H] (lstm_fgr: [4H, 4H])
   MatrixView<T> bias;              ///< b [bias_rows, G*H]; data null: no bias
   MatrixView<T> parameters{};      ///< [P, H]
   std::int64_t outputs = 0;        ///< R, how wide h is, of a cell with a projection: from 1 to H. U is then [R, G*H].
@@ -189,7 +192,7 @@ struct Call {
   /// read [any, I], contiguous. Masked ids are not read; nothing checks the others.
   const std::int64_t* ids = nullptr;
   const T* embedding = nullptr;
-  const T* initial_state[kMaxStates] = {};  ///< read [B, H] each; null: zeros
+  const T* initial_state[kMaxStates] = {};  ///< read [B, H] each (lstm_fgr: [B, 4H], [B, H]); null: zeros
   /// Read [B, T]; null: all true. Where it is 0 the step is left out for that row: x is not read, the states stay, and
   /// y repeats what it was the step before (zeros before the first step), or is zero if masked_output_is_zero.
   const std::uint8_t* mask = nullptr;

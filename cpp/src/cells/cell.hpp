@@ -24,6 +24,7 @@
 //       gradients of prev but for what flows through U; doperand: the gradient of the slot that the next stage's U
 //       multiplies, or what the next stage leaves; da: out, the gradients of the sums, then the step's share of those
 //       of the parameters
+// Where state 0 has more than h, prev, next and d have its other vectors after all states.
 // Both are templated on the vector type (a vector, or a Group of them), and know nothing of layout, tails or threads.
 #pragma once
 

@@ -18,7 +18,7 @@ FASTRNN_INLINE V mix(const V& z, const V& h_prev, const V& n) {
 template <class Functions>
 struct Gru {
   using Activations = Functions;
-  static constexpr CellTraits traits{"gru", 3, 1, 2, 0, 5, false, false};
+  static constexpr CellTraits traits{"gru", 3, 1, 2, 0, 5, false, false, 1};
   enum Sum { Z, R, N, Q };  // n: the candidate; q: its recurrent part, kept apart until r has multiplied it
 
   struct Step : Stage<0, 3, N> {
@@ -52,7 +52,7 @@ struct Gru {
 template <class Functions>
 struct GruResetBefore {
   using Activations = Functions;
-  static constexpr CellTraits traits{"gru_reset_before", 3, 1, 1, 0, 5, false, false};
+  static constexpr CellTraits traits{"gru_reset_before", 3, 1, 1, 0, 5, false, false, 1};
   enum Slot { Z, R, RH, N };  // rh = r h_prev, what the candidate's recurrent kernel multiplies
 
   struct Gates : Stage<0, 2> {

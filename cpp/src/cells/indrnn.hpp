@@ -11,7 +11,7 @@ namespace {
 template <class Functions>
 struct IndRnn {
   using Activations = Functions;
-  static constexpr CellTraits traits{"indrnn", 1, 1, 1, 1, 2, false, false};
+  static constexpr CellTraits traits{"indrnn", 1, 1, 1, 1, 2, false, false, 1};
 
   struct Step : Stage<0, 1> {
     static constexpr int operand = kNothing, first_slot = 0, slots = 1, parameters = 1;

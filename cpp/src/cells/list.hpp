@@ -26,6 +26,8 @@
   DO(lstm_cifg_peephole, LstmCifgPeephole)                                \
   DO(lstm_projected, LstmProjected)                                       \
   DO(lstm_projected_peephole, LstmProjectedPeephole)                      \
+  DO(lstm_fgr, LstmFgr)                                                   \
+  DO(lstm_fgr_peephole, LstmFgrPeephole)                                  \
   DO(lstm_normalized, LstmNormalized)                                     \
   DO(lstm_peephole_normalized, LstmPeepholeNormalized)                    \
   DO(lstm_nig_normalized, LstmNigNormalized)                              \

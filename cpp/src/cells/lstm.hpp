@@ -12,7 +12,7 @@ namespace FASTRNN_ISA {
 namespace {
 
 enum class LstmGates { all, no_input, no_forget, no_output, coupled };
-enum LstmParts : unsigned { kPeephole = 1, kProjected = 2, kNormalized = 4 };
+enum LstmParts : unsigned { kPeephole = 1, kProjected = 2, kNormalized = 4, kFullGates = 8 };
 
 /// Words joined by underscores.
 struct CellName {
@@ -33,6 +33,7 @@ struct LstmCell {
   static constexpr bool has_forget = kind != LstmGates::no_forget && !coupled;
   static constexpr bool has_output = kind != LstmGates::no_output;
   static constexpr bool peephole = parts & kPeephole, projected = parts & kProjected, normalized = parts & kNormalized;
+  static constexpr bool full_gates = parts & kFullGates;
   // The gates in the order of their columns; g: the candidate, which Keras calls c.
   static constexpr int I = 0, F = I + has_input, G = F + has_forget, O = G + 1, gates = O + has_output;
   // The peepholes in the order of theirs.
@@ -46,12 +47,14 @@ struct LstmCell {
     name << "lstm";
     if (projected) name << "projected";
     if (kind != LstmGates::all) name << words[static_cast<int>(kind)];
+    if (full_gates) name << "fgr";
     if (peephole) name << "peephole";
     if (normalized) name << "normalized";
     return name;
   }
   static constexpr CellName kName = name();
-  static constexpr CellTraits traits{kName.text, gates, 2, 1, peepholes, saved + 2, projected, normalized};
+  static constexpr CellTraits traits{
+      kName.text, gates, 2, 1, peepholes, saved + (full_gates ? 5 : 2), projected, normalized, full_gates ? 4 : 1};
 
   struct Step : Stage<0, gates> {
     static constexpr int first_slot = 0, slots = normalized ? gates : gates + projected, parameters = peepholes;
@@ -86,6 +89,7 @@ struct LstmCell {
       next[1] = c;
       if constexpr (has_output && peephole) slot[O] = f.gate.save(see(p, PO, c, a[O]));
       if constexpr (!normalized) (projected ? slot[OM] : next[0]) = output(f, slot, c);
+      if constexpr (full_gates) next[2] = v.i, next[3] = v.f, next[4] = f.gate.value(slot[O]);
     }
     /// o y(c).
     template <class V>
@@ -114,9 +118,18 @@ struct LstmCell {
       const V c = next[1];
       V do_ = doperand, dc = d[1];
       if constexpr (!normalized) dc = add(dc, output_gradient(f, slot, c, projected ? doperand : d[0], do_));
+      const auto also_state = [&](const V& gradient, int which) FASTRNN_ALWAYS {  // where the gates are states
+        if constexpr (full_gates) {
+          const V both = add(gradient, d[which]);
+          d[which] = zero<V>();
+          return both;
+        } else {
+          return gradient;
+        }
+      };
       V* const dp = da + gates;
       if constexpr (has_output) {
-        da[O] = f.gate.gradient(slot[O], f.gate.value(slot[O]), do_);
+        da[O] = f.gate.gradient(slot[O], f.gate.value(slot[O]), also_state(do_, 4));
         if constexpr (peephole) {  // o = gate(a_o + p_o c)
           dc = fma(da[O], p[PO], dc);
           dp[PO] = mul(da[O], c);
@@ -127,14 +140,14 @@ struct LstmCell {
       d[1] = mul(dc, v.f);
       if constexpr (has_input) {
         const V other = coupled ? sub(v.g, prev[1]) : v.g;  // f = 1 - i
-        da[I] = f.gate.gradient(slot[I], v.i, mul(dc, other));
+        da[I] = f.gate.gradient(slot[I], v.i, also_state(mul(dc, other), 2));
         if constexpr (peephole) {  // i = gate(a_i + p_i c_prev)
           d[1] = fma(da[I], p[PI], d[1]);
           dp[PI] = mul(da[I], prev[1]);
         }
       }
       if constexpr (has_forget) {
-        da[F] = f.gate.gradient(slot[F], v.f, mul(dc, prev[1]));
+        da[F] = f.gate.gradient(slot[F], v.f, also_state(mul(dc, prev[1]), 3));
         if constexpr (peephole) {
           d[1] = fma(da[F], p[PF], d[1]);
           dp[PF] = mul(da[F], prev[1]);
@@ -208,6 +221,10 @@ template <class Functions>
 using LstmProjected = LstmCell<Functions, LstmGates::all, kProjected>;
 template <class Functions>
 using LstmProjectedPeephole = LstmCell<Functions, LstmGates::all, kPeephole | kProjected>;
+template <class Functions>
+using LstmFgr = LstmCell<Functions, LstmGates::all, kFullGates>;
+template <class Functions>
+using LstmFgrPeephole = LstmCell<Functions, LstmGates::all, kFullGates | kPeephole>;
 template <class Functions>
 using LstmNormalized = LstmCell<Functions, LstmGates::all, kNormalized>;
 template <class Functions>

@@ -11,7 +11,7 @@ template <class Functions>
 struct SimpleRnn {
   using Activations = Functions;
   static constexpr int saved = Functions::standard ? 0 : 1;
-  static constexpr CellTraits traits{"simple_rnn", 1, 1, 1, 0, saved + 1, false, false};
+  static constexpr CellTraits traits{"simple_rnn", 1, 1, 1, 0, saved + 1, false, false, 1};
 
   struct Step : Stage<0, 1> {
     static constexpr int first_slot = 0, slots = saved;
