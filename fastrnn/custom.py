@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrnn import _core, reference
+from fastrnn import _core, full_gates, reference
 from fastrnn.activations import ActivationLike
 
 __all__ = ["CustomTape", "CustomWeights", "backward", "forward", "step"]
@@ -237,23 +237,7 @@ def step(
 def _known(
     weights: CustomWeights, where: str, what: str, given: Any, rows: tuple[int, ...], others: int = 0
 ) -> Any:
-    """Of a list with `others` items and one per state, those that the kernels know and check; the rest is checked here."""
+    """Of a list with `others` items and one per state, those that the kernels know; they check them."""
     if not weights.gate_states or given is None:
         return given
-    count = others + 2 + weights.gate_states
-    if not isinstance(given, (list, tuple)) or len(given) != count:
-        error = ValueError if isinstance(given, (list, tuple)) else TypeError
-        got = len(given) if error is ValueError else type(given).__name__
-        raise error(
-            f"{where}: {what} must be a list of {count} arrays, the states are h, c, i, f, o; got {got}"
-        )
-    shape = (*rows, weights.units)
-    for index, array in enumerate(given[others + 2 :], others + 2):
-        if array is None and what != "out":
-            continue
-        if not isinstance(array, np.ndarray) or array.dtype != weights.dtype or array.shape != shape:
-            got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(
-                f"{where}: {what}[{index}] must be an array of {weights.dtype} with shape {shape}, got {got}"
-            )
-    return list(given[: others + 2])
+    return full_gates.checked_states(weights, where, what, given, rows, others)[: others + 2]  # type: ignore[index]

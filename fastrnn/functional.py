@@ -7,9 +7,9 @@ For every cell there are three functions. `lstm` runs inference. `lstm_forward` 
 turns into gradients; a tape serves once. It refers to x, the weights, the masks and the initial states of its forward pass
 without copying them: don't change those before backward. What all functions take beside their weights is in `Options`.
 
-An activation is what `activations.get` takes. A cell with a pair of Python callables (function, derivative), with
-layer normalization or of the LSTM variant "fgr" is computed in NumPy: all options and results are the same, the speed is
-not.
+An activation is what `activations.get` takes. A cell with a pair of Python callables (function, derivative) is computed in
+NumPy: all options and results are the same, the speed is not. So are `indrnn` with layer normalization, and the LSTM variant
+"fgr" with layer normalization or a projection.
 
 All arrays of a call have one dtype, float32 or float64 in native byte order; nothing is converted. Arrays may be read-only
 and have any strides; x, dy and states whose last axis is not contiguous are copied for the call.
@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastrnn import _core, activations, arguments, custom, runtime
+from fastrnn import _core, activations, arguments, custom, full_gates, runtime
 from fastrnn._core import Tape as Tape
 from fastrnn._core import Weights as Weights
 from fastrnn.activations import ActivationLike
 from fastrnn.custom import CustomTape, CustomWeights
+from fastrnn.full_gates import FullGateTape, FullGateWeights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,8 +37,15 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 States = Sequence[Array | None] | Array | None
 Outputs = Array | tuple[Array, ...]
-AnyWeights = Weights | CustomWeights
-AnyTape = Tape | CustomTape
+AnyWeights = Weights | CustomWeights | FullGateWeights
+AnyTape = Tape | CustomTape | FullGateTape
+
+_PASSES: dict[type, Any] = {  # which module runs them; the kernels all others
+    CustomWeights: custom,
+    CustomTape: custom,
+    FullGateWeights: full_gates,
+    FullGateTape: full_gates,
+}
 
 
 class TellsGates(Protocol):
@@ -130,7 +138,7 @@ def _run(
         mask = mask_of(weights.name, lengths, mask, x)
     if threads.__class__ is not int or not 0 <= threads <= runtime.MOST_THREADS:
         threads = _threads(getattr(weights, "name", "functional.run"), threads)
-    run_cell: Any = custom.forward if weights.__class__ is CustomWeights else _core.forward
+    run_cell: Any = _PASSES.get(weights.__class__, _core).forward
     y, states, tape = run_cell(
         weights,
         x,
@@ -183,8 +191,8 @@ def restore_tape(
     """
     if not isinstance(weights, Weights):
         raise TypeError(
-            "functional.restore_tape: weights must be of a cell that the kernels compute, not of one in NumPy (callables, "
-            f"layer normalization, fgr), got {type(weights).__name__}"
+            "functional.restore_tape: weights must be of a cell that the kernels compute and not of variant fgr or with "
+            f"callables, got {type(weights).__name__}"
         )
     return _core.restore_tape(
         weights,
@@ -205,7 +213,7 @@ def restore_tape(
 
 def run_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0) -> Gradients:
     """Turn the gradient of a forward pass's outputs into those of its inputs; see `lstm_backward`."""
-    run_cell: Any = custom.backward if tape.__class__ is CustomTape else _core.backward
+    run_cell: Any = _PASSES.get(tape.__class__, _core).backward
     if threads.__class__ is not int or not 0 <= threads <= runtime.MOST_THREADS:
         threads = _threads(f"{getattr(tape.weights, 'name', 'functional')}.backward", threads)
     return Gradients(*run_cell(dy, tape, threads or runtime.limit.threads))
@@ -230,7 +238,7 @@ def run_step(
     `out`: a list of one contiguous array [B, H] per state, which the new states are written to; they may be
     those in `states`. h is then out[0] itself.
     """
-    step: Any = custom.step if weights.__class__ is CustomWeights else _core.step
+    step: Any = _PASSES.get(weights.__class__, _core).step
     h_and_states: tuple[Array, list[Array]] = step(weights, x_t, states, out)
     return h_and_states
 
@@ -309,6 +317,8 @@ def gates(tape: AnyTape | TellsGates) -> dict[str, Array]:
     >>> {name: gate.shape for name, gate in gates(tape).items()}["f"]
     (8, 5, 16)
     """
+    if isinstance(tape, FullGateTape):
+        tape = tape.core
     if not isinstance(tape, Tape):
         if not hasattr(tape, "gates"):
             raise TypeError(
@@ -333,7 +343,8 @@ def gates(tape: AnyTape | TellsGates) -> dict[str, Array]:
         name: _activated(of_candidate if name in "gn" else of_gates, saved[:, :, slot])
         for name, slot in slots.items()
     }
-    c = len(names) + ("projected" in cell) + 1  # after o y(c), if it was kept, and h
+    before = 4 if "fgr" in cell else 1  # h, and gates that are states
+    c = len(names) + ("projected" in cell) + ("normalized" in cell) + before
     states = {"c": saved[:, :, c]} if "g" in names else {}
     if tape.mask is None:
         return values | {name: state.copy() for name, state in states.items()}
@@ -461,6 +472,13 @@ def make_weights(
     if kernels_know_activations and gate_kernel is None and (kernels_normalize or layer_norm is None):
         return weights
     _check_weight(name, "gate_kernel", gate_kernel, weights, (3 * weights.units, 3 * weights.units))
+    if (
+        kernels_know_activations
+        and gate_kernel is not None
+        and cell in ("lstm", "lstm_peephole")
+        and layer_norm is None
+    ):
+        return FullGateWeights(weights, gate_kernel, bias=bias, peephole=peephole)
     if not kernels_normalize:
         _check_weight(name, "layer_norm", layer_norm, weights, (2, kernel.shape[1]))
     return CustomWeights(
@@ -486,9 +504,7 @@ def _check_weight(where: str, what: str, array: Any, weights: Weights, shape: tu
         raise ValueError(f"{where}: {what} must have shape {shape}, got {array.shape}")
 
 
-def lstm_cell(
-    variant: str | None, peephole: bool, projection: bool = False, normalized: bool = False
-) -> str:
+def lstm_cell(variant: str | None, peephole: bool, projection: bool = False, normalized: bool = False) -> str:
     """The name of the kernels' cell for a variant of LSTM, with or without peepholes, projection and c normalized.
 
     Raises:
@@ -585,7 +601,7 @@ def _gru_weights(
 
 
 def _tape_of(function: str, tape: AnyTape) -> AnyTape:
-    if not isinstance(tape, (Tape, CustomTape)):
+    if not isinstance(tape, (Tape, CustomTape, FullGateTape)):
         raise TypeError(
             f"functional.{function}_backward: tape must be what {function}_forward returned, got a "
             f"{type(tape).__module__}.{type(tape).__qualname__}"
@@ -623,7 +639,7 @@ def simple_rnn(
         bias: b, [H]; None: no bias.
         activation: What `activations.get` takes.
         layer_norm: Gains [2, H]: x W and h U are normalized over the units before b is added, each with its gain
-            (Ba et al., 2016); computed in NumPy. None: not.
+            (Ba et al., 2016). None: not.
         options: See `Options`. The states are [h].
 
     Returns:
@@ -812,8 +828,8 @@ def lstm(
     The variants are those of Greff et al., "LSTM: A Search Space Odyssey" (2017): "nig", "nfg", "nog" have no
     input, forget or output gate (it is 1), "cifg" has f = 1 - i; the columns of a gate that there is not are left
     out. "niaf" and "noaf" have no activation of g or of c. "vanilla" has all of these, "np" no peepholes. "fgr"
-    adds [i f o]_(t-1) G to what i, f and o are made of; it is computed in NumPy. With a
-    projection (Sak et al., 2014; proj_size of `torch.nn.LSTM`) h_t = (o tanh(c_t)) P is narrower than c_t.
+    adds [i f o]_(t-1) G to what i, f and o are made of; with layer_norm, cell_norm or a projection that is computed
+    in NumPy. With a projection (Sak et al., 2014; proj_size of `torch.nn.LSTM`) h_t = (o tanh(c_t)) P is narrower than c_t.
 
     Args:
         x: [B, T, I].
@@ -827,9 +843,9 @@ def lstm(
         projection: P, [H, R] with R <= H; None: none. With it recurrent_kernel is [R, 4H], and h, y and what the
             recurrent kernel multiplies are R wide.
         gate_kernel: G, [3H, 3H], for "fgr". The states are then [h, c, i, f, o].
-        cell_norm: Gain and bias [2, H] of the layer normalization of c on its way to h; computed in NumPy. None: not.
+        cell_norm: Gain and bias [2, H] of the layer normalization of c on its way to h. None: not.
         layer_norm: Gains [2, 4H]: x W and h U are normalized over all their columns before b is added, each with its
-            gain (Ba et al., 2016); computed in NumPy. None: not.
+            gain (Ba et al., 2016). None: not.
         options: See `Options`. The states are [h, c].
 
     Returns:
@@ -958,7 +974,7 @@ def gru(
         recurrent_activation: Of the gates.
         reset_after: Apply the reset gate after the recurrent product (as cuDNN and Keras do) or before it.
         layer_norm: Gains [2, 3H]: x W and h U are normalized over all their columns before b is added, each with its
-            gain, without reset_after those of z and r apart from those of n (Ba et al., 2016); computed in NumPy.
+            gain, without reset_after those of z and r apart from those of n (Ba et al., 2016).
             None: not.
         options: See `Options`. The states are [h].
 

@@ -720,7 +720,7 @@ def lstm(
     try:
         cell = functional.lstm_cell(variant, peephole is not None, projection is not None)
         if variant == "fgr":
-            raise ValueError('variant "fgr" is not in the kernels; use fastrnn.functional')
+            raise ValueError('variant "fgr" is not among those of fastrnn.jax; use fastrnn.functional')
     except ValueError as error:
         raise ValueError(f"fastrnn.jax.lstm: {error}") from None
     chosen = functional.lstm_activations(variant, activation, recurrent_activation)

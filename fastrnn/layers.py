@@ -986,7 +986,7 @@ class SimpleRNN(_Recurrent):
             every step; the others are divided by 1 - dropout.
         recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
         layer_norm: normalize x W and h_{t-1} U over all their columns, each with a gain, before b is added (Ba, Kiros and
-            Hinton, 2016). Computed in NumPy: much slower.
+            Hinton, 2016).
         zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training; otherwise
             the states are mixed in that proportion (Krueger et al., 2016).
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
@@ -1164,7 +1164,7 @@ class LSTM(_Recurrent):
         vanilla   the above          np     no peepholes
         nig       i = 1              nfg    f = 1                    nog     o = 1
         cifg      f = 1 - i          niaf   g without activation     noaf    h_t = o * c_t
-        fgr       i, f and o have + [i f o]_{t-1} G in them; the states are h, c, i, f, o. Computed in NumPy: much slower.
+        fgr       i, f and o have + [i f o]_{t-1} G in them; the states are h, c, i, f, o.
 
     Hochreiter and Schmidhuber, "Long Short-Term Memory" (1997), with the forget gate of Gers, Schmidhuber and
     Cummins, "Learning to Forget" (2000); keras.layers.LSTM.
@@ -1203,7 +1203,8 @@ class LSTM(_Recurrent):
         proj_size: R from 1 to H: h_t = (o * tanh(c_t)) P is R wide (Sak, Senior and Beaufays, 2014; as in
             torch.nn.LSTM). None: no projection.
         layer_norm: normalize x W and h_{t-1} U over all their columns, each with a gain, before b is added, and c_t on
-            its way to h_t, with gain and bias (Ba, Kiros and Hinton, 2016). Computed in NumPy: much slower.
+            its way to h_t, with gain and bias (Ba, Kiros and Hinton, 2016). With "fgr" computed in NumPy: much
+            slower.
         zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training, for h and
             c apart; otherwise the states are mixed in that proportion (Krueger et al., 2016).
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
@@ -1367,7 +1368,7 @@ class GRU(_Recurrent):
             every step; the others are divided by 1 - dropout.
         recurrent_dropout: the same for h_{t-1} in its product with U; each gate then leaves out others, of x too.
         layer_norm: normalize x W and h_{t-1} U over all their columns, each with a gain, before b is added (Ba, Kiros and
-            Hinton, 2016). Computed in NumPy: much slower.
+            Hinton, 2016).
         zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training; otherwise
             the states are mixed in that proportion (Krueger et al., 2016).
         zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.

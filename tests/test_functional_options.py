@@ -92,6 +92,14 @@ def random_problem(case, B, T, I, H, dtype, seed, bias=True):
     )
 
 
+def random_norms(case, H, rng, dtype="float64"):
+    """Layer normalization of the products, and of an LSTM's c."""
+    norms = {"layer_norm": rng.uniform(0.5, 1.5, (2, case.gates * H)).astype(dtype)}
+    if case.functions[0] is functional.lstm:
+        norms["cell_norm"] = rng.uniform(-1, 1, (2, H)).astype(dtype)
+    return norms
+
+
 def random_mask(kind, B, T, rng):
     """None, or a mask [B, T] that leaves out steps at the end, at the beginning, or anywhere, and some rows."""
     if kind == "none":
@@ -150,6 +158,10 @@ def problems(draw, names=tuple(CASES)):
         "return_state": draw(st.booleans()),
         "go_backwards": draw(st.booleans()),
     }
+    if (
+        dtype == "float64"
+    ):  # in float32 what is nearly constant and is then normalized leaves no digits to compare
+        others |= draw(st.sampled_from([{}, {}, random_norms(case, H, rng)]))
     if draw(st.booleans()):  # the fused kernels
         chosen, options = (
             {},
@@ -180,6 +192,8 @@ def test_every_combination_of_options_equals_the_reference(isa, problem):
     case, x, weights, options = problem
     inference, forward, backward = case.functions
     rtol = 1e-12 if x.dtype == "float64" else 2e-5
+    if "layer_norm" in options:
+        rtol *= 1e3  # a division by a standard deviation of 0.003 or more, at each step
     expected, expected_tape = case.reference.forward(wide(x), *wide(weights), **wide(options))
     padded = without(x, options["mask"])
     outputs, tape = forward(padded, *weights, **options)
@@ -199,10 +213,26 @@ def test_gates_of_a_tape_equal_those_of_the_reference(problem):
     gates = functional.gates(tape)
     assert gates.keys() == expected.gates().keys()
     for name, value in expected.gates().items():
-        assert_close(gates[name], value, 1e-12 if x.dtype == "float64" else 2e-5, name)
+        assert_close(gates[name], value, 1e-9 if x.dtype == "float64" else 2e-5, name)
     case.functions[2](random_gradients(outputs), tape)
     with pytest.raises(RuntimeError, match="already used; look at the gates before backward"):
         functional.gates(tape)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("indrnn", "lstm_fgr"))])
+def test_normalization_in_float32_equals_the_reference(isa, name):
+    case, B, T, H = CASES[name], 9, 12, 37
+    rng = np.random.default_rng(0)
+    x, weights, others, states = random_problem(case, B, T, 20, H, "float32", rng)
+    options = case.settings | others | random_norms(case, H, rng, "float32")
+    options |= {"initial_state": states, "return_sequences": True, "return_state": True}
+    before = fastrnn.kernel_calls()
+    outputs, tape = case.functions[1](x, *weights, **options)
+    gradients = case.functions[2](dy := random_gradients(outputs), tape)
+    assert fastrnn.kernel_calls() != before
+    expected, expected_tape = case.reference.forward(wide(x), *wide(weights), **wide(options))
+    assert_close(as_list(outputs), as_list(expected), 1e-5, "outputs")
+    assert_close(gradients, case.reference.backward(wide(list(dy)), expected_tape), 1e-4, "gradients")
 
 
 @pytest.mark.parametrize("wrong", [None, np.zeros(3), "tape"], ids=repr)
@@ -618,12 +648,12 @@ def test_lengths_are_short_for_a_mask():
         (
             {"layer_norm": np.ones((2, 4), "float32")},
             ValueError,
-            "functional.lstm: layer_norm must have shape (2, 16), got (2, 4)",
+            "functional.lstm: layer_norm must have shape (2, 16) (gains of what x and of what the state give), got (2, 4)",
         ),
         (
             {"cell_norm": np.ones((2, 4))},
             TypeError,
-            "functional.lstm: cell_norm must be an array of float32 like the weights, got float64",
+            "functional.lstm: cell_norm must be float32 like the kernel, got float64; all weights have one dtype",
         ),
         ({"variant": "gif"}, ValueError, "functional.lstm: variant must be one of None, 'vanilla'"),
         ({"activation": "tan"}, ValueError, "functional.lstm: there is no activation 'tan'"),
