@@ -72,10 +72,13 @@ def split_kernel(joined: Array) -> tuple[Array, Array]:
 class FullGateTape:
     """What `backward` needs of a `forward`."""
 
-    __slots__ = ("core", "returns_state", "weights")
+    __slots__ = ("core", "returns_sequences", "returns_state", "weights")
 
-    def __init__(self, core: _core.Tape, weights: FullGateWeights, returns_state: bool) -> None:
-        self.core, self.weights, self.returns_state = core, weights, returns_state
+    def __init__(
+        self, core: _core.Tape, weights: FullGateWeights, returns_sequences: bool, returns_state: bool
+    ) -> None:
+        self.core, self.weights = core, weights
+        self.returns_sequences, self.returns_state = returns_sequences, returns_state
 
     @property
     def consumed(self) -> bool:
@@ -129,7 +132,9 @@ def forward(
         out,
         threads,
     )
-    tape = None if core is None else FullGateTape(core, weights, return_state)
+    if not return_sequences:  # the kernels' last output is all of the first state
+        y = np.ascontiguousarray(y[:, :units])
+    tape = None if core is None else FullGateTape(core, weights, return_sequences, return_state)
     return y, tuple(_split(*states)) if return_state else (), tape
 
 
@@ -138,10 +143,16 @@ def backward(
 ) -> tuple[Array, list[Array], list[Array]]:
     """What the kernels' backward does."""
     weights = tape.weights
-    if tape.returns_state and dy is not None and not tape.consumed:
+    if dy is not None and not tape.consumed:
         where, rows = f"{weights.name}.backward", tape.core.saved.shape[:1]
-        given = checked_states(weights, where, "dy", dy, rows, 1)
-        dy = [given[0], *(_joined(weights, given[1:]) or (None, None))]
+        dstates: Any = None
+        if tape.returns_state:
+            dy, *dstates = checked_states(weights, where, "dy", dy, rows, 1) or ()
+        if dy is not None and not tape.returns_sequences:
+            _check(where, "dy", dy, weights.dtype, (*rows, weights.units))
+            dy = _joined(weights, [dy, *[None] * 4])[0]  # type: ignore[index]
+        if tape.returns_state:
+            dy = [dy, *_joined(weights, dstates)]  # type: ignore[list-item, misc]
     dx, (dkernel, drecurrent, *others), (dhidden, dc) = _core.backward(dy, tape.core, threads)
     drecurrent_kernel, dgate_kernel = split_kernel(drecurrent)
     return dx, [dkernel, drecurrent_kernel, *others, dgate_kernel], _split(dhidden, dc)

@@ -207,11 +207,11 @@ class Weights {
   std::string name, step_name;
   Cell cell;
   CellTraits traits;
-  Index inputs, units, outputs;  ///< outputs: how wide h is
+  Index inputs, units, outputs;  ///< outputs: how wide h is; the last output is all of state 0
   py::array kernel, recurrent_kernel;
   py::object bias, peephole, projection, cell_norm, layer_norm;  ///< None or arrays
 
-  Index width(int state) const { return state == 0 ? outputs : units; }
+  Index width(int state) const { return state == 0 ? outputs * traits.hidden : units; }
   fastrnn::Activation activations[fastrnn::kActivations];
 };
 
@@ -299,10 +299,10 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
                                    " * units] with units >= outputs >= 1 to go with a projection, got ",
                                    to_text(shape_of(recurrent_in))));
     } else if (recurrent_in.ndim() != 2 || recurrent_in.shape(0) < 1 ||
-               recurrent_in.shape(1) != G * recurrent_in.shape(0))
+               recurrent_in.shape(1) * traits.hidden != G * recurrent_in.shape(0))
       throw py::value_error(text(name, ": recurrent_kernel must have shape [units, ", G,
                                  " * units] with units >= 1, got ", to_text(shape_of(recurrent_in))));
-    outputs = recurrent_in.shape(0);
+    outputs = recurrent_in.shape(0) / traits.hidden;
     units = is_vector() ? outputs : recurrent_in.shape(1) / G;
     projection = projection_in;
     if (projection.is_none() == traits.projected)
@@ -479,7 +479,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       require_shape(a, shape, where, of, "that of what it is the gradient of");
       return rows_contiguous<T>(a);
     };
-    py::object dy = gradient(given[0], "dy", tape.returns.sequences ? Shape{B, steps, outputs} : Shape{B, outputs});
+    py::object dy = gradient(given[0], "dy", tape.returns.sequences ? Shape{B, steps, outputs} : Shape{B, width(0)});
     py::object dfinal[kMaxStates];
     for (int s = 0; s < traits.states; ++s) {
       dfinal[s] =
@@ -716,7 +716,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     return any;
   }
   void clear_empty_rows(const Options& options, Index B, Index steps, const py::array& y) const {
-    fastrnn::calls::clear_empty_rows(mask_data(options), B, steps, outputs, const_cast<T*>(data<T>(y)));
+    fastrnn::calls::clear_empty_rows(mask_data(options), B, steps, width(0), const_cast<T*>(data<T>(y)));
   }
 
   Options checked_options(const Options& given, Index B, Index steps) const {
@@ -741,7 +741,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
       return contiguous<T>(a);
     };
     options.dropout_mask = factors(given.dropout_mask, "dropout_mask", inputs, true);
-    options.recurrent_dropout_mask = factors(given.recurrent_dropout_mask, "recurrent_dropout_mask", outputs, false);
+    options.recurrent_dropout_mask = factors(given.recurrent_dropout_mask, "recurrent_dropout_mask", width(0), false);
     for (int s = 0; s < traits.states; ++s) {
       const py::object& of_state = given.zoneout_mask[s];
       if (of_state.is_none()) continue;
