@@ -19,6 +19,8 @@ class Weights:
         *,
         peephole: _Array | None = None,
         projection: _Array | None = None,
+        cell_norm: _Array | None = None,
+        layer_norm: _Array | None = None,
         activations: Sequence[tuple[int, float, float, float]] | None = None,
         name: str | None = None,
     ) -> None: ...

@@ -72,7 +72,8 @@ template <class T>
 void run(const Workload& w, double seconds) {
   const auto traits = fastrnn::cell_traits(w.cell);
   const Index B = w.batch, steps = w.time, I = w.inputs, H = w.units, columns = traits.gates * H;
-  const Index R = traits.projected ? (H + 1) / 2 : H;  // how wide h is
+  const Index R = traits.projected ? (H + 1) / 2 : H;  // how wide h is, and what U multiplies
+  const Index hidden = traits.hidden > 1 ? traits.hidden * H : R;
   std::mt19937 random(1);
   const auto draw = [&](Index n, double scale) {
     std::normal_distribution<float> normal(0, static_cast<float>(scale));
@@ -81,10 +82,11 @@ void run(const Workload& w, double seconds) {
     return values;
   };
   const auto x = draw(B * steps * I, 1), dy = draw(B * steps * R, 1), kernel = draw(I * columns, 1 / std::sqrt(I)),
-             recurrent_kernel = draw(R * columns, 0.5 / std::sqrt(R)), bias = draw(traits.bias_rows * columns, 0.1),
-             parameters = draw(traits.parameters * H, 0.1), projection = draw(H * R, 1 / std::sqrt(H));
+             recurrent_kernel = draw(hidden * columns, 0.5 / std::sqrt(hidden)),
+             bias = draw(traits.bias_rows * columns, 0.1), parameters = draw(traits.parameters * H, 0.1),
+             projection = draw(H * R, 1 / std::sqrt(H)), cell_norm = draw(2 * H, 1);
   std::vector<T> y(dy.size()), dx(x.size()), dkernel(kernel.size()), drecurrent_kernel(recurrent_kernel.size()),
-      dbias(bias.size()), dparameters(parameters.size()), dprojection(projection.size()),
+      dbias(bias.size()), dparameters(parameters.size()), dprojection(projection.size()), dcell_norm(cell_norm.size()),
       tape(static_cast<std::size_t>(B * steps * traits.tape_slots * H));
 
   const fastrnn::Weights<T> weights{w.cell,
@@ -95,7 +97,9 @@ void run(const Workload& w, double seconds) {
                                     {bias.data(), columns, 1},
                                     {parameters.data(), H, 1},
                                     R,
-                                    {projection.data(), R, 1}};
+                                    {projection.data(), R, 1},
+                                    {},
+                                    {traits.cell_norm ? cell_norm.data() : nullptr, H, 1}};
   const fastrnn::PackedWeights<T> forward_weights(weights), backward_weights(weights, fastrnn::Pass::backward);
   const auto set_input = [&](auto& call) {
     call.batch = B;
@@ -123,6 +127,7 @@ void run(const Workload& w, double seconds) {
   backward.dbias = dbias.data();
   backward.dparameters = dparameters.data();
   backward.dprojection = dprojection.data();
+  backward.dcell_norm = dcell_norm.data();
 
   const double infer = shortest(seconds, [&] { fastrnn::forward(forward_weights, forward); });
   forward.tape = tape.data();
@@ -132,7 +137,7 @@ void run(const Workload& w, double seconds) {
       shortest(seconds, [&] { const fastrnn::PackedWeights<T> one(weights), other(weights, fastrnn::Pass::backward); });
   const double train = training_forward + training_backward + pack;
   const double gflop = 2e-9 * double(B) * double(steps) *
-                       (double(columns) * double(I + R) + (traits.projected ? double(H) * double(R) : 0));
+                       (double(columns) * double(I + hidden) + (traits.projected ? double(H) * double(R) : 0));
   std::printf("%-16s %4lld %4lld %4lld %4lld %-7s %9.4f %7.1f %9.4f %9.4f %9.4f %9.4f %7.1f  %s\n", traits.name,
               static_cast<long long>(B), static_cast<long long>(steps), static_cast<long long>(I),
               static_cast<long long>(H), w.dtype.c_str(), infer, gflop / infer * 1e3, training_forward,

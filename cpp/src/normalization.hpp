@@ -19,13 +19,14 @@ struct Standard {
 template <class T, class F>
 FASTRNN_INLINE T sum_of(Index n, F&& term) {
   constexpr Index L = 2 * kLanes<Vec<T>>;
-  T lane[L] = {}, sum = 0;
+  T lane[L] = {};
   Index i = 0;
   for (; i + L <= n; i += L)
     for (Index j = 0; j < L; ++j) lane[j] += term(i + j);
   for (; i < n; ++i) lane[i % L] += term(i);
-  for (T part : lane) sum += part;
-  return sum;
+  for (Index half = L / 2; half > 0; half /= 2)
+    for (Index j = 0; j < half; ++j) lane[j] += lane[j + half];
+  return lane[0];
 }
 
 template <class T>
