@@ -147,7 +147,7 @@ def backward(
         where, rows = f"{weights.name}.backward", tape.core.saved.shape[:1]
         dstates: Any = None
         if tape.returns_state:
-            dy, *dstates = checked_states(weights, where, "dy", dy, rows, 1) or ()
+            dy, *dstates = checked_states(weights, where, "dy", dy, rows, 1)  # type: ignore[misc]
         if dy is not None and not tape.returns_sequences:
             _check(where, "dy", dy, weights.dtype, (*rows, weights.units))
             dy = _joined(weights, [dy, *[None] * 4])[0]  # type: ignore[index]
