@@ -1116,6 +1116,9 @@ class RNN(HasWeightsOfMembers, KeepsStates):
             kept = self._begin(x)
             if initial_state is None and kept is not None:
                 per_part = self._unflatten(kept)
+        # One after the other, each with all threads. (Two layers in a thread each, the second some steps behind the first,
+        # took 1.1 to 2 times as long on two cores: LSTM, batch 1, T [200, 1000], 32 to 128 units, in 4, 8 and 16 pieces.
+        # Both threads of a call read half of the weights each, and a thread that waits for a piece is no OpenMP thread.)
         finals: list[list[Array]] = []
         for part, states in zip(self._parts, per_part, strict=True):
             x, *final = part.run(x, states, mask, training, self.trainable, tapes, checkpoint)
