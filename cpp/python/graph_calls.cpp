@@ -32,9 +32,11 @@ void read_activation(double code, double alpha, double beta, double clip, const 
   to = {static_cast<ActivationKind>(static_cast<int>(code)), alpha, beta, clip};
 }
 
-void report_errors(const std::function<void()>& f, const std::function<void(ErrorCode, const char*)>& report) noexcept {
+void report_errors(const std::function<void()>& f, const std::function<void(int, const char*)>& report) noexcept {
   try {
     f();
+  } catch (const Failure& e) {
+    report(e.code, e.what());
   } catch (const std::invalid_argument& e) {
     report(kInvalidArgument, e.what());
   } catch (const std::bad_alloc&) {

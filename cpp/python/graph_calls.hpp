@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 
@@ -79,8 +80,14 @@ void backward(const Statics& statics, const Frame& frame);
 /// The codes of errors that XLA and TensorFlow have in common.
 enum ErrorCode : int { kInvalidArgument = 3, kResourceExhausted = 8, kFailedPrecondition = 9, kInternal = 13 };
 
+/// An error that a framework reported, with its code.
+struct Failure : std::runtime_error {
+  Failure(int code, const std::string& message) : std::runtime_error(message), code(code) {}
+  int code;
+};
+
 /// f(), and report(code, message) of what it throws.
-void report_errors(const std::function<void()>& f, const std::function<void(ErrorCode, const char*)>& report) noexcept;
+void report_errors(const std::function<void()>& f, const std::function<void(int, const char*)>& report) noexcept;
 
 template <class Size>
 Shape::Shape(Index rank, Size&& size) : rank(rank) {

@@ -40,9 +40,8 @@ class Status {
   void set(int code, const char* message) { api.SetStatus(status_, static_cast<tf_c::Code>(code), message); }
   /// Throw what a function reported.
   void check() const {
-    if (api.GetCode(status_) == tf_c::kOk) return;
-    if (int(api.GetCode(status_)) == graph_calls::kResourceExhausted) throw std::bad_alloc();
-    throw std::runtime_error(std::string("fastrnn: ") + api.Message(status_));
+    if (api.GetCode(status_) != tf_c::kOk)
+      throw graph_calls::Failure(api.GetCode(status_), std::string("fastrnn: ") + api.Message(status_));
   }
 
  private:

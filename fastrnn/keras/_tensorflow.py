@@ -1,7 +1,6 @@
 """The call on TensorFlow's tensors: two operations of TensorFlow, eager and in graphs, that run the kernels.
 
-They are registered when this is imported; a SavedModel with them is loaded after that. Importing this is what registers their
-gradients, too.
+They are registered when this is imported, and so are their gradients; a SavedModel with them is loaded after that.
 """
 
 from __future__ import annotations
@@ -65,9 +64,8 @@ class _Statics(NamedTuple):
 def call(settings: Settings, operands: Operands) -> list[Any]:
     """[y], or with return_state [y, *states]; differentiable once.
 
-    The tape is kept where a gradient is likely to be asked for: with settings.training, or where a tf.GradientTape is
-    recording. Otherwise a gradient runs the forward pass a second time: the function that is traced may be called within a
-    tf.GradientTape or without.
+    The tape is kept where a gradient is likely to be asked for: with settings.training, or where a tf.GradientTape records
+    the call or its tracing. Otherwise a gradient runs the forward pass a second time.
     """
     x, weights, states, mask, dropout_mask, recurrent_dropout_mask = operands
     if dropout_mask is not None and len(dropout_mask.shape) == 2:  # the same for all gates
@@ -89,9 +87,7 @@ def call(settings: Settings, operands: Operands) -> list[Any]:
         _Statics(
             settings.cell,
             _bits(settings.activations),
-            " ".join(
-                name for name in ("zero_output_for_mask", "go_backwards") if getattr(settings, name)
-            ),
+            " ".join(name for name in ("zero_output_for_mask", "go_backwards") if getattr(settings, name)),
             settings.name,
         ),
         {name: tf.convert_to_tensor(tensor) for name, tensor in given.items() if tensor is not None},
@@ -156,12 +152,15 @@ def _gradient(operation: Any, *gradients: Any) -> list[Any]:
         tf.compat.as_str(operation.get_attr("layer")),
     )
     tape = found["tape"] if "tape" in found else _run(_FORWARD, statics, operands, ["last", "tape"])[1]
-    given = {f"d{name}": d for name, d in zip(results, gradients, strict=True) if name != "tape" and d is not None}
+    given = {
+        f"d{name}": d for name, d in zip(results, gradients, strict=True) if name != "tape" and d is not None
+    }
     unwanted = getattr(operation, "skip_input_indices", None) or ()
     wanted = [
         name
         for place, name in enumerate(operands)
-        if name in _WITH_GRADIENT and (place not in unwanted or name in _WEIGHTS)  # those of the weights always are
+        if name in _WITH_GRADIENT
+        and (place not in unwanted or name in _WEIGHTS)  # those of the weights always are
     ]
     outputs = _run(_BACKWARD, statics, {**operands, "tape": tape, **given}, [f"d{name}" for name in wanted])
     by_name = dict(zip(wanted, outputs, strict=True))
