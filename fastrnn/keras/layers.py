@@ -155,7 +155,7 @@ def _cell(cell: Any) -> str:
 
 
 def _leave_xla(layer: Any) -> None:
-    """Have a model with this layer compiled without XLA where XLA cannot call Python."""
+    """Have a model with this layer compiled without XLA: that of TensorFlow knows nothing of the kernels."""
     if keras.backend.backend() == "tensorflow":
         layer.supports_jit = False
 
