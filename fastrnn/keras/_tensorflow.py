@@ -29,9 +29,9 @@ _WITH_GRADIENT = ("x", *_WEIGHTS, "initial_h", "initial_c")
 
 def _register() -> None:
     folder = Path(tf.sysconfig.get_lib())
-    libraries = [*folder.glob("libtensorflow_framework.*"), folder / "libtensorflow_framework"]
+    library = next(folder.glob("libtensorflow_framework.*"), folder / "libtensorflow_framework")
     try:
-        _core.register_tensorflow_ops(str(libraries[0]))
+        _core.register_tensorflow_ops(str(library))
     except ImportError as error:
         raise ImportError(
             f"fastrnn.keras: TensorFlow {tf.__version__} must let other libraries register operations, but {error}; "
