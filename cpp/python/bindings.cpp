@@ -14,6 +14,7 @@
 
 #include "calls.hpp"
 #include "fastrnn/fastrnn.hpp"
+#include "tensorflow.hpp"
 #include "xla.hpp"
 
 namespace py = pybind11;
@@ -1140,4 +1141,14 @@ PYBIND11_MODULE(_core, m) {
     return py::dict(py::arg("forward") = capsule(&fastrnn::xla::forward),
                     py::arg("backward") = capsule(&fastrnn::xla::backward));
   });
+  m.def(
+      "register_tensorflow_ops",
+      [](const std::string& library) {
+        try {
+          fastrnn::tensorflow::register_ops(library);
+        } catch (const std::runtime_error& e) {
+          throw py::import_error(e.what());
+        }
+      },
+      py::arg("library"));
 }

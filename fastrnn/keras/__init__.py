@@ -9,6 +9,10 @@ regularizers, constraints, dropout's random numbers, states and saving are Keras
 A layer that the kernels cannot compute (a Python function as its activation, float16, a graphics card, use_cudnn=True) is
 computed by Keras itself; a `FallbackWarning` says so once. `fastrnn.kernel_calls()` shows whether the kernels ran.
 
+On TensorFlow the layers are operations of TensorFlow, so that `model.export` and SavedModels hold them. Where such a model
+is loaded, import fastrnn.keras, with Keras on TensorFlow. Nothing but TensorFlow in Python can load it, and XLA
+(`jit_compile=True`) can't compile the layers.
+
 Where Keras' backends differ (the output before the first unmasked step of a row, which Keras on JAX takes from the initial
 state), these layers do what Keras does on PyTorch and TensorFlow.
 """

@@ -1,21 +1,50 @@
-"""The call on TensorFlow's tensors: NumPy functions with a custom gradient, eager and in graphs."""
+"""The call on TensorFlow's tensors: two operations of TensorFlow, eager and in graphs, that run the kernels.
+
+They are registered when this is imported, and so are their gradients; a SavedModel with them is loaded after that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from fastrnn.functional import Array
+# What the wrappers import that TensorFlow generates for operations of other libraries.
+from tensorflow.python.eager import context, execute
+from tensorflow.python.framework import op_def_library
+
+from fastrnn import _core
+from fastrnn.activations import Activation
 from fastrnn.keras import _arrays
 from fastrnn.keras._arrays import Operands, Settings
+
+_FORWARD, _BACKWARD = "FastrnnForward", "FastrnnBackward"
+_WEIGHTS = ("kernel", "recurrent_kernel", "bias")
+_STATES = ("h", "c")
+_WITH_GRADIENT = ("x", *_WEIGHTS, "initial_h", "initial_c")
+
+
+def _register() -> None:
+    folder = Path(tf.sysconfig.get_lib())
+    library = next(folder.glob("libtensorflow_framework.*"), folder / "libtensorflow_framework")
+    try:
+        _core.register_tensorflow_ops(str(library))
+    except ImportError as error:
+        raise ImportError(
+            f"fastrnn.keras: TensorFlow {tf.__version__} must let other libraries register operations, but {error}; "
+            "install another version of TensorFlow, a later fastrnn, or use Keras on PyTorch or JAX"
+        ) from None
+
+
+_register()
 
 
 def reason_against(x: Any) -> str | None:
     """Why the kernels cannot read x, or None."""
-    return None  # numpy_function copies what lies on a graphics card
+    return None  # TensorFlow copies what lies on a graphics card
 
 
 def is_symbolic(x: Any) -> bool:
@@ -23,77 +52,121 @@ def is_symbolic(x: Any) -> bool:
     return False
 
 
+class _Statics(NamedTuple):
+    """Attributes of both operations, see cpp/python/tensorflow.cpp."""
+
+    cell: str
+    activations: list[int]
+    options: str
+    layer: str
+
+
 def call(settings: Settings, operands: Operands) -> list[Any]:
     """[y], or with return_state [y, *states]; differentiable once.
 
-    With settings.training the tape is kept. Otherwise backward runs the forward pass a second time: in a graph it isn't
-    known whether there will be a backward pass.
+    The tape is kept where a gradient is likely to be asked for: with settings.training, or where a tf.GradientTape records
+    the call or its tracing. Otherwise a gradient runs the forward pass a second time.
     """
-    x, weights, states, *masks = operands
-    given = [index for index, mask in enumerate(masks) if mask is not None]
-    tensors = [tf.convert_to_tensor(t) for t in (x, *weights, *states, *(masks[index] for index in given))]
-    split = len(weights) + 1, len(weights) + 1 + len(states)
-
-    def pack(arrays: Sequence[Array]) -> Operands:
-        found: list[Any] = [None, None, None]
-        for index, mask in zip(given, arrays[split[1] :], strict=True):
-            found[index] = mask
-        return Operands(arrays[0], tuple(arrays[1 : split[0]]), tuple(arrays[split[0] : split[1]]), *found)
-
-    def run(*arrays: Array) -> list[Array]:
-        return _arrays.run(settings, pack(arrays))
-
-    def run_forward(*arrays: Array) -> list[Array]:
-        outputs, saved = _arrays.run_forward(settings, pack(arrays))
-        return [*outputs, saved]
-
-    def run_backward(*arrays: Array) -> list[Array]:
-        inputs, (saved, *gradients) = arrays[: len(tensors)], arrays[len(tensors) :]
-        return _arrays.run_backward(settings, pack(inputs), saved, gradients)
-
-    def run_again_and_backward(*arrays: Array) -> list[Array]:
-        inputs, gradients = arrays[: len(tensors)], arrays[len(tensors) :]
-        saved = _arrays.run_forward(settings, pack(inputs))[1]
-        return _arrays.run_backward(settings, pack(inputs), saved, gradients)
-
-    batch, time = x.shape[:2]
-    units = weights[1].shape[0]
-    y_shape = (batch, time, units) if settings.return_sequences else (batch, units)
-    shapes = [y_shape, *[(batch, units)] * (len(states) if settings.return_state else 0)]
-    gradient_shapes = [t.shape for t in tensors[: split[1]]]
-
-    @tf.custom_gradient
-    def differentiable(*tensors: Any) -> Any:
-        if settings.training:
-            *outputs, saved = _numpy_function(run_forward, tensors, [*shapes, (None,) * 4])
-            kept, backward = [*tensors, saved], run_backward
-        else:
-            outputs = _numpy_function(run, tensors, shapes)
-            kept, backward = list(tensors), run_again_and_backward
-
-        def gradient(*gradients: Any) -> list[Any]:
-            return [*once(*kept, *gradients), *[None] * len(given)]
-
-        @tf.custom_gradient
-        def once(*tensors: Any) -> Any:
-            return _numpy_function(backward, tensors, gradient_shapes), refuse
-
-        def refuse(*_: Any) -> Any:
-            raise RuntimeError(_arrays.ONCE.format(settings.name))
-
-        return outputs, gradient
-
-    return list(differentiable(*tensors))
+    x, weights, states, mask, dropout_mask, recurrent_dropout_mask = operands
+    if dropout_mask is not None and len(dropout_mask.shape) == 2:  # the same for all gates
+        x, dropout_mask = x * dropout_mask[:, None, :], None
+    given = {
+        "x": x,
+        **dict(zip(_WEIGHTS, weights, strict=False)),
+        **{f"initial_{name}": state for name, state in zip(_STATES, states, strict=False)},
+        "mask": mask,
+        "dropout_mask": dropout_mask,
+        "recurrent_dropout_mask": recurrent_dropout_mask,
+    }
+    results = ["y" if settings.return_sequences else "last"]
+    if settings.return_state:
+        results += _STATES[: len(states)]
+    keep = settings.training or execute.must_record_gradient()
+    outputs = _run(
+        _FORWARD,
+        _Statics(
+            settings.cell,
+            _bits(settings.activations),
+            " ".join(name for name in ("zero_output_for_mask", "go_backwards") if getattr(settings, name)),
+            settings.name,
+        ),
+        {name: tf.convert_to_tensor(tensor) for name, tensor in given.items() if tensor is not None},
+        [*results, "tape"] if keep else results,
+    )
+    return outputs[: len(results)]
 
 
-def _numpy_function(
-    function: Callable[..., list[Array]], tensors: Sequence[Any], shapes: Sequence[Any]
-) -> list[Any]:
-    """Call a function of arrays that returns arrays of the first one's dtype."""
-    dtype = tensors[0].dtype
+@lru_cache
+def _bits(activations: tuple[Activation, ...]) -> list[int]:
+    codes = [(a.code, a.alpha, a.beta, np.inf if a.clip is None else a.clip) for a in activations]
+    return np.array(codes, np.float64).ravel().view(np.int64).tolist()
+
+
+def _run(name: str, statics: _Statics, operands: dict[str, Any], results: list[str]) -> list[Any]:
+    """Call an operation: the results in their order. What TensorFlow's generated wrappers do."""
+    tensors = list(operands.values())
+    dtype = operands["kernel"].dtype
+    attributes = {
+        "count": len(results),
+        "dtype": dtype,
+        "operand_names": " ".join(operands),
+        "result_names": " ".join(results),
+        **statics._asdict(),
+    }
     if tf.executing_eagerly():
-        return [tf.convert_to_tensor(a) for a in function(*(np.asarray(memoryview(t)) for t in tensors))]
-    outputs = tf.numpy_function(function, tensors, [dtype] * len(shapes))
-    for output, shape in zip(outputs, shapes, strict=True):
-        output.set_shape(shape)
-    return list(outputs)
+        types = [tensor.dtype.as_datatype_enum for tensor in tensors]
+        eager = {"operand_types": types, **attributes, "dtype": dtype.as_datatype_enum}
+        flat = tuple(part for attribute in eager.items() for part in attribute)
+        outputs = execute.execute(name.encode(), len(results), tensors, flat, context.context())
+    else:
+        outputs = op_def_library.apply_op(name, operands=tensors, **attributes)
+        _set_shapes(outputs, results, operands)
+        flat = tuple(part for attribute in attributes.items() for part in attribute)
+    if execute.must_record_gradient():
+        execute.record_gradient(name, tensors, flat, outputs)
+    return outputs
+
+
+def _set_shapes(outputs: list[Any], results: list[str], operands: dict[str, Any]) -> None:
+    batch, time = operands["x"].shape[:2]
+    units = operands["recurrent_kernel"].shape[0]
+    shapes = {"y": (batch, time, units), "tape": (batch, time, None, units)}
+    shapes |= {f"d{name}": tensor.shape for name, tensor in operands.items()}
+    for output, name in zip(outputs, results, strict=True):
+        output.set_shape(shapes.get(name, (batch, units)))
+
+
+def _words(operation: Any, attribute: str) -> list[str]:
+    return tf.compat.as_str(operation.get_attr(attribute)).split()
+
+
+@tf.RegisterGradient(_FORWARD)
+def _gradient(operation: Any, *gradients: Any) -> list[Any]:
+    operands = dict(zip(_words(operation, "operand_names"), operation.inputs, strict=True))
+    results = _words(operation, "result_names")
+    found = dict(zip(results, operation.outputs, strict=True))
+    statics = _Statics(
+        tf.compat.as_str(operation.get_attr("cell")),
+        list(operation.get_attr("activations")),
+        tf.compat.as_str(operation.get_attr("options")),
+        tf.compat.as_str(operation.get_attr("layer")),
+    )
+    tape = found["tape"] if "tape" in found else _run(_FORWARD, statics, operands, ["last", "tape"])[1]
+    given = {
+        f"d{name}": d for name, d in zip(results, gradients, strict=True) if name != "tape" and d is not None
+    }
+    unwanted = getattr(operation, "skip_input_indices", None) or ()
+    wanted = [
+        name
+        for place, name in enumerate(operands)
+        if name in _WITH_GRADIENT
+        and (place not in unwanted or name in _WEIGHTS)  # those of the weights always are
+    ]
+    outputs = _run(_BACKWARD, statics, {**operands, "tape": tape, **given}, [f"d{name}" for name in wanted])
+    by_name = dict(zip(wanted, outputs, strict=True))
+    return [by_name.get(name) for name in operands]
+
+
+@tf.RegisterGradient(_BACKWARD)
+def _refuse(operation: Any, *gradients: Any) -> None:
+    raise RuntimeError(_arrays.ONCE.format(tf.compat.as_str(operation.get_attr("layer"))))

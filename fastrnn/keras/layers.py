@@ -22,12 +22,11 @@ class FallbackWarning(UserWarning):
     """A layer of `fastrnn.keras` is computed by Keras itself; the message names the layer and the reason."""
 
 
-@functools.cache
-def _backend() -> ModuleType | None:
-    name = keras.backend.backend()
-    if name not in BACKENDS:
-        return None
-    return importlib.import_module(f"fastrnn.keras._{name}")
+_NAME = keras.backend.backend()
+# Imported at once: on TensorFlow a SavedModel may be loaded before the first layer is called.
+_BACKEND: ModuleType | None = (
+    importlib.import_module(f"fastrnn.keras._{_NAME}") if _NAME in BACKENDS else None
+)
 
 
 @functools.lru_cache(maxsize=256)
@@ -56,7 +55,7 @@ class _OnKernels:
         """Compute all time steps; called by Keras' `call`."""
         if isinstance(mask, (list, tuple)):
             mask = mask[0]
-        backend = _backend()
+        backend = _BACKEND
         symbolic = backend is not None and backend.is_symbolic(sequences)
         reason = None if symbolic else self._reason_against(backend, sequences, mask)
         if backend is None or symbolic or reason:
@@ -156,7 +155,7 @@ def _cell(cell: Any) -> str:
 
 
 def _leave_xla(layer: Any) -> None:
-    """Have a model with this layer compiled without XLA where XLA cannot call Python."""
+    """Have a model with this layer compiled without XLA: that of TensorFlow knows nothing of the kernels."""
     if keras.backend.backend() == "tensorflow":
         layer.supports_jit = False
 

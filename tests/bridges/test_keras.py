@@ -665,6 +665,216 @@ def test_models_are_compiled_without_xla():
         plain.fit(np.zeros((2, 4, 3)), np.zeros((2, 4)), verbose=0)
 
 
+@on_tensorflow
+@pytest.mark.parametrize("mask", [None, "holes"])
+def test_graphs_for_any_batch_and_time_run(cell, mask):
+    import tensorflow as tf
+
+    problem = random_problem(cell, 6, 7, 4, 5, "float32")
+    layer = layer_of(fast, cell, problem, return_sequences=True, return_state=True)
+
+    def run(x, mask=None):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y, *states = layer(x, mask=mask)
+            loss = tf.reduce_sum(y * y) + tf.reduce_sum(states[-1])
+        return y, tape.gradient(loss, [x, *[v.value for v in layer.trainable_variables]])
+
+    specs = [tf.TensorSpec((None, None, 4)), tf.TensorSpec((None, None), tf.bool)]
+    graph = tf.function(run, input_signature=specs if mask else specs[:1])
+    assert graph.get_concrete_function().output_shapes[0].as_list() == [None, None, 5]
+    for batch, time in [(6, 7), (1, 2), (3, 1), (0, 4)]:
+        x = tf.constant(problem.x[:batch, :time])
+        given = [x, tf.constant(mask_of(mask, batch, time, 0))] if mask else [x]
+        with kernels_run(cell, True, True):
+            actual = graph(*given)
+        assert_close(
+            *([array(a) for a in tf.nest.flatten(found)] for found in (actual, run(*given))), rtol=1e-6
+        )
+
+
+@on_tensorflow
+@pytest.mark.parametrize("training", [False, True])
+def test_forward_runs_once_where_a_gradient_is_expected(training):
+    import tensorflow as tf
+
+    layer, x = fast.LSTM(4), tf.random.normal((2, 5, 3))
+    layer.build(x.shape)
+
+    def forwards(run):
+        run()
+        before = fastrnn.kernel_calls()["lstm"]
+        run()
+        after = fastrnn.kernel_calls()["lstm"]
+        assert after["backward"] == before["backward"] + 1
+        return after["forward"] - before["forward"]
+
+    def gradient(run=layer):
+        with tf.GradientTape() as tape:
+            y = tf.reduce_sum(run(x, training=training))
+        return tape.gradient(y, layer.cell.kernel.value)
+
+    assert forwards(gradient) == forwards(tf.function(gradient)) == 1
+    traced = tf.function(lambda x, training: layer(x, training=training))
+    traced(x, training=training)  # now it is traced, without a tf.GradientTape
+    assert forwards(lambda: gradient(traced)) == (1 if training else 2)
+
+
+@on_tensorflow
+def test_gradients_that_nobody_asks_for_are_not_computed():
+    import tensorflow as tf
+
+    layer, x = fast.LSTM(4), tf.random.normal((2, 5, 3))
+
+    @tf.function
+    def gradient():
+        with tf.GradientTape() as tape:
+            y = tf.reduce_sum(layer(x))
+        return tape.gradient(y, layer.cell.kernel.value)
+
+    operations = gradient.get_concrete_function().graph.get_operations()
+    (backward,) = (operation for operation in operations if operation.type == "FastrnnBackward")
+    assert backward.get_attr("result_names") == b"dkernel drecurrent_kernel dbias"
+
+
+@on_tensorflow
+def test_loops_and_jacobians_are_those_of_keras():
+    import tensorflow as tf
+
+    x = tf.random.normal((3, 2, 5, 3))
+
+    def mapped(layer):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(tf.map_fn(layer, x) ** 2)
+        return tape.gradient(y, [x, layer.cell.kernel.value])
+
+    def jacobian(layer):
+        with tf.GradientTape() as tape:
+            y = layer(x[0])
+        return [tape.jacobian(y, layer.cell.bias.value)]
+
+    one, other = keras.layers.LSTM(4), fast.LSTM(4)
+    for layer in (one, other):
+        layer.build((None, 5, 3))
+    other.set_weights(one.get_weights())
+    with ignoring_warnings_of_frameworks():
+        for f in (mapped, jacobian):
+            expected = [array(tf.convert_to_tensor(g)) for g in f(one)]
+            for run in (f, tf.function(f, autograph=False)):
+                with kernels_run("lstm", True, True):
+                    actual = run(other)
+                assert_close([array(tf.convert_to_tensor(g)) for g in actual], expected, 1e-5)
+
+
+@on_tensorflow
+@pytest.mark.parametrize("graph", [False, True])
+def test_states_that_do_not_fit_are_an_error_that_names_the_layer(graph):
+    import tensorflow as tf
+
+    layer = fast.GRU(4, name="odd")
+    run = tf.function(layer) if graph else layer
+    message = r"GRU 'odd': initial_h must be float32 \[2, 4\] .*, got float32 \[3, 4\]"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        run(tf.zeros((2, 5, 3)), initial_state=tf.zeros((3, 4)))
+    assert layer(tf.zeros((2, 5, 3))).shape == (2, 4)
+
+
+@on_tensorflow
+def test_forward_mode_on_tensorflow_is_refused():
+    import tensorflow as tf
+
+    x = tf.zeros((2, 5, 3))
+    with (
+        pytest.raises(RuntimeError, match="cannot be differentiated once more"),
+        tf.autodiff.ForwardAccumulator(x, x),
+    ):
+        fast.GRU(4)(x)
+
+
+@on_tensorflow
+def test_threads_do_not_change_the_bits_on_tensorflow():
+    import tensorflow as tf
+
+    layer, x = fast.LSTM(64), tf.random.normal((64, 20, 16))
+
+    @tf.function
+    def gradients():
+        with tf.GradientTape() as tape:
+            y = tf.reduce_sum(layer(x) ** 2)
+        return tape.gradient(y, [v.value for v in layer.trainable_variables])
+
+    layer.build(x.shape)
+    results = []
+    for threads in (1, 2, 6, 6):  # of more than four, large calls run on a thread of fastrnn's
+        fastrnn.set_num_threads(threads)
+        results.append([array(g) for g in gradients()])
+    for result in results[1:]:
+        for a, b in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@on_tensorflow
+def test_an_exported_model_runs_where_fastrnn_keras_is_imported(tmp_path, run_python):
+    model = keras.Sequential(
+        [
+            keras.Input((None, 3)),
+            fast.LSTM(4, return_sequences=True, activation="elu"),
+            keras.layers.Bidirectional(fast.GRU(3, dropout=0.2, recurrent_dropout=0.2)),
+        ]
+    )
+    x = np.random.default_rng(0).standard_normal((5, 4, 3)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    model.export(tmp_path / "model", verbose=False)
+    printed = run_python(
+        f"""
+        import numpy as np
+        import tensorflow as tf
+
+        folder = {str(tmp_path)!r}
+        try:
+            tf.saved_model.load(folder + "/model")
+        except Exception as error:
+            print("FastrnnForward" in str(error))
+        import fastrnn.keras
+        model = tf.saved_model.load(folder + "/model")
+        np.save(folder + "/y.npy", model.serve(np.load(folder + "/x.npy")))
+        print(fastrnn.kernel_calls()["gru"]["forward"])
+        """
+    )
+    assert printed.split() == ["True", "2"]
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), model.predict(x, verbose=0))
+
+
+@on_tensorflow
+@pytest.mark.parametrize("training", [False, True])
+def test_a_loaded_saved_model_is_differentiated(tmp_path, training):
+    import tensorflow as tf
+
+    class Module(tf.Module):
+        def __init__(self):
+            self.layer = fast.LSTM(4)
+            self.layer.build((None, None, 3))
+            self.variables_of_keras = [v.value for v in self.layer.variables]
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None, 3))])
+        def run(self, x):
+            return self.layer(x, training=training)
+
+    def gradient(run, x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(run(x) ** 2)
+        return tape.gradient(y, x)
+
+    module, x = Module(), tf.random.normal((2, 5, 3))
+    tf.saved_model.save(module, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    with kernels_run("lstm", True, True):
+        actual = gradient(loaded.run, x)
+    assert_close(array(actual), array(gradient(module.layer, x)), 1e-6)
+
+
 @on_jax
 def test_layers_are_mapped_and_jitted():
     import jax
