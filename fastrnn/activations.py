@@ -337,6 +337,11 @@ class Activation(_Clipped):
         """The number of the formula."""
         return KINDS.index(self.kind)
 
+    @property
+    def numbers(self) -> tuple[int, float, float, float]:
+        """What the kernels know it by: code, alpha, beta, clip."""
+        return self.code, self.alpha, self.beta, np.inf if self.clip is None else self.clip
+
     def _value(self, a: Array) -> Any:
         return _KINDS[self.kind].value(a, self.alpha, self.beta)
 

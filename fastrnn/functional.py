@@ -450,11 +450,7 @@ def make_weights(
         found = tuple(map(activations.get, chosen))
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
-    codes = [
-        (a.code, a.alpha, a.beta, np.inf if a.clip is None else a.clip)
-        for a in found
-        if isinstance(a, activations.Activation)
-    ]
+    codes = [a.numbers for a in found if isinstance(a, activations.Activation)]
     kernels_know_activations = len(codes) == len(found)
     kernels_normalize = cell != "indrnn"
     weights = Weights(

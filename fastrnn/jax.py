@@ -137,7 +137,7 @@ def settings(
                 f"{name}: an activation must be a name or an Activation, got {found!r}, Python functions that the "
                 "compiled kernels can't call; use one of fastrnn.activations.NAMES"
             )
-        codes.append((found.code, found.alpha, found.beta, np.inf if found.clip is None else found.clip))
+        codes.append(found.numbers)
     return Settings(
         cell,
         tuple(codes),

@@ -129,7 +129,7 @@ def random_zoneout(T, state, rng):
 
 
 @st.composite
-def problems(draw, names=tuple(CASES)):
+def problems(draw, names=tuple(CASES), normalized=True):
     """A case with all that its functions take."""
     case = CASES[draw(st.sampled_from(names))]
     B, T, I, H = (draw(st.integers(*range_)) for range_ in [(1, 19), (0, 7), (0, 6), (1, 37)])

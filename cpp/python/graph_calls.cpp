@@ -148,6 +148,7 @@ struct Problem {
       : statics(statics), operands(statics, frame), results(statics, frame), go_backwards(option("go_backwards")) {
     const Cell cell = cell_from_name(std::string(statics.cell));
     traits = cell_traits(cell);
+    if (traits.cell_norm || traits.hidden > 1) refuse(statics.name, statics.cell, "is not a cell of graphs");
     const Array x = operands.get("x", 3);
     batch = x.shape[0], time = x.shape[1], inputs = x.shape[2];
     is_vector = cell == Cell::indrnn;

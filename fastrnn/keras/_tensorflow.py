@@ -98,7 +98,7 @@ def call(settings: Settings, operands: Operands) -> list[Any]:
 
 @lru_cache
 def _bits(activations: tuple[Activation, ...]) -> list[int]:
-    codes = [(a.code, a.alpha, a.beta, np.inf if a.clip is None else a.clip) for a in activations]
+    codes = [a.numbers for a in activations]
     return np.array(codes, np.float64).ravel().view(np.int64).tolist()
 
 

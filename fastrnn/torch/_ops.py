@@ -49,7 +49,7 @@ def _cell(name: str, where: str, gates: int, states: int, activation: str = "tan
     if activation != "tanh":
         found = activations.get(activation)
         assert isinstance(found, activations.Activation)
-        codes = [(found.code, found.alpha, found.beta, np.inf)] * 3
+        codes = [found.numbers] * 3
     one = np.zeros((1, gates), "float32")
     projection = one[:, :1] if name.endswith("_projected") else None
     slots = Weights(name, one, one, None, activations=codes, projection=projection, name=where).tape_slots

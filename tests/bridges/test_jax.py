@@ -64,7 +64,7 @@ def assert_close(actual, expected, rtol=1e-10):
 # ---- Values and gradients are those of fastrnn.functional
 
 
-@hypothesis.given(problems())
+@hypothesis.given(problems([name for name in CASES if not name.startswith("lstm_fgr")], normalized=False))
 @hypothesis.settings(max_examples=60)
 def test_every_combination_of_options_gives_the_bits_of_functional(problem):
     case, x, weights, options = problem
