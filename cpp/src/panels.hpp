@@ -22,12 +22,15 @@ struct Panels {
   Index padded_units;
   Index size;  ///< bytes
 
-  Panels(const CellInfo<T>& cell, Pass pass, const Sizes& n, void* base) : padded_units(Blocks<T>{n.units}.padded()) {
+  /// `direct`: W and U are read where they lie, and are not among the panels.
+  Panels(const CellInfo<T>& cell, Pass pass, const Sizes& n, void* base, bool direct = false)
+      : padded_units(Blocks<T>{n.units}.padded()) {
     Arena arena(base);
     for (int s = 0; s < cell.stages; ++s) {
       const StageInfo<T>& stage = cell.stage[s];
       const Index units = stage.units(n), columns = stage.blocks(n).padded();
       const auto size = [&](Index rows) {
+        if (direct) return Index(0);
         return stage.gates * (pass == Pass::forward ? rows * columns : units * Blocks<T>{rows}.padded());
       };
       bias[s] = pass == Pass::forward ? arena.take<T>(stage.accumulators * columns) : nullptr;
@@ -73,6 +76,12 @@ void pack_rows(const MatrixView<T>& source, Index rows, const Index* first, Inde
       else
         for (Index u = 0; u < width; ++u) to[u] = u < valid ? from[u * source.column_stride] : T(0);
     }
+}
+
+/// What a stage multiplies x by, or its operand.
+template <class T>
+const MatrixView<T>& matrix_of(const StageInfo<T>& stage, const Weights<T>& w, bool input) {
+  return input ? w.kernel : stage.projects ? w.projection : w.recurrent_kernel;
 }
 
 /// One unit block of W or U: from the gates' columns of `source` to [k][gate][N], zeros where there is no unit.
@@ -135,19 +144,28 @@ void pack_bias_block(const StageInfo<T>& stage, int bias_rows, const MatrixView<
     }
 }
 
+/// All but W and U.
+template <class T>
+void pack_vectors(const CellInfo<T>& cell, const Weights<T>& w, Pass pass, const Panels<T>& panels) {
+  const Sizes n = sizes_of(w);
+  const Index first_unit = 0;
+  pack_rows(w.parameters, cell.traits.parameters, &first_unit, 1, w.units, panels.padded_units, panels.parameters);
+  for (int s = 0; pass == Pass::forward && s < cell.stages; ++s)
+    for (Index block = 0; block < cell.stage[s].blocks(n).count(); ++block)
+      pack_bias_block(cell.stage[s], cell.traits.bias_rows, w.bias, n, block, panels.bias[s]);
+}
+
 template <class T>
 void pack(const CellInfo<T>& cell, const Weights<T>& w, Pass pass, T* packed, int threads) {
   const Sizes n = sizes_of(w);
   const Panels<T> panels(cell, pass, n, packed);
-  const Index first_unit = 0;
-  pack_rows(w.parameters, cell.traits.parameters, &first_unit, 1, w.units, panels.padded_units, panels.parameters);
+  pack_vectors(cell, w, pass, panels);
   for (int s = 0; s < cell.stages; ++s) {
     const StageInfo<T>& stage = cell.stage[s];
     const Index inputs = stage.inputs(n), depth = stage.depth(n);
-    const MatrixView<T>& recurrent = stage.projects ? w.projection : w.recurrent_kernel;
+    const MatrixView<T>& recurrent = matrix_of(stage, w, false);
     if (pass == Pass::forward) {
       parallel_for(threads, stage.blocks(n).count(), [&](Index block) {
-        pack_bias_block(stage, cell.traits.bias_rows, w.bias, n, block, panels.bias[s]);
         pack_block(stage, w.kernel, inputs, n, block, panels.kernel[s]);
         pack_block(stage, recurrent, depth, n, block, panels.recurrent[s]);
       });

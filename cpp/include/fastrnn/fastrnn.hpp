@@ -97,7 +97,7 @@ struct MatrixView {
   std::int64_t row_stride, column_stride;
 };
 
-/// The weights of one cell. Read during the construction of PackedWeights only.
+/// The weights of one cell. Read during the construction of PackedWeights, or during a call that takes them itself.
 template <class T>
 struct Weights {
   Cell cell;
@@ -228,6 +228,16 @@ template <class T>
 bool forward(const PackedWeights<T>& weights, const Forward<T>& call);  ///< weights packed for Pass::forward
 template <class T>
 bool backward(const PackedWeights<T>& weights, const Backward<T>& call);  ///< weights packed for Pass::backward
+
+/// The same with weights that are used once: read where they lie if the call has few rows times steps, as packing them
+/// would take longer than all else, or packed for this call. The results have the same bits either way.
+template <class T>
+bool forward(const Weights<T>& weights, const Forward<T>& call);
+template <class T>
+bool backward(const Weights<T>& weights, const Backward<T>& call);
+/// Whether these would read the weights where they lie.
+template <class T>
+bool reads_in_place(const Weights<T>& weights, const Call<T>& call);
 
 /// How many calls of forward or of backward have run a cell's kernels since the library was loaded, in all threads.
 std::int64_t kernel_calls(Cell cell, Pass pass);
