@@ -293,7 +293,6 @@ void with_threads(const Problem<T>& problem, F&& f) {
 template <class T>
 void run_forward(const Problem<T>& problem, int threads) {
   const Index batch = problem.batch, time = problem.time, outputs = problem.outputs;
-  const PackedWeights<T> packed(problem.weights, Pass::forward);
   auto call = problem.template call<Forward<T>>();
   call.threads = threads;
   call.y = problem.results.template find<T>("y", {batch, time, outputs});
@@ -305,7 +304,7 @@ void run_forward(const Problem<T>& problem, int threads) {
   T* const h = call.final_state[0];
   if (last && !h) call.final_state[0] = last;
   if (problem.results.find("tape")) call.tape = problem.template tape<T>(problem.results);
-  forward(packed, call);
+  forward(problem.weights, call);
   if (last && h) std::copy_n(h, batch * outputs, last);
   if (last) calls::clear_empty_rows(problem.mask(), batch, time, outputs, last);
 }
@@ -314,7 +313,6 @@ template <class T>
 void run_backward(const Problem<T>& problem, int threads) {
   const Named &operands = problem.operands, &results = problem.results;
   const Index batch = problem.batch, time = problem.time, inputs = problem.inputs, outputs = problem.outputs;
-  const PackedWeights<T> packed(problem.weights, Pass::backward);
   auto call = problem.template call<Backward<T>>();
   call.threads = threads;
   call.tape = problem.template tape<const T>(operands);
@@ -347,7 +345,7 @@ void run_backward(const Problem<T>& problem, int threads) {
   call.dbias = problem.template find_bias<T>(results, "dbias");
   for (int s = 0; s < problem.traits.states; ++s)
     call.dinitial_state[s] = results.find<T>(std::string("dinitial_") + kStates[s], {batch, problem.width(s)});
-  backward(packed, call);
+  backward(problem.weights, call);
 }
 
 /// Answer XLA's question what a handler is. `api` may be null.

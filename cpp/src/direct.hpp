@@ -102,7 +102,7 @@ struct DirectProduct {
           for (; k + L <= end; k += L) {
 #pragma GCC unroll 16
             for (int c = 0; c < L; ++c) block.packet[c] = load<V>(from + c * matrix.column_stride + k);
-            transpose<V>(block);
+            transpose(block);
 #pragma GCC unroll 16
             for (int i = 0; i < L; ++i)
               for (int m = 0; m < M; ++m) sum[m] = fma(broadcast<V>(left[m][k + i]), block.packet[i], sum[m]);
@@ -111,7 +111,7 @@ struct DirectProduct {
           const First<V> valid(end - k);
           for (int c = 0; c < L; ++c)
             block.packet[c] = c < here ? load<V>(from + c * matrix.column_stride + k, valid) : zero<V>();
-          transpose<V>(block);
+          transpose(block);
           for (int i = 0; i < smaller(L, end - k); ++i)
             for (int m = 0; m < M; ++m) sum[m] = fma(broadcast<V>(left[m][k + i]), block.packet[i], sum[m]);
         }
