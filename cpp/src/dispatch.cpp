@@ -324,7 +324,7 @@ bool backward(const PackedWeights<T>& weights, const Backward<T>& call) {
 
 template <class T>
 bool reads_in_place(const Weights<T>& w, const Call<T>& call) {
-  if (call.batch < 0 || call.time < 0 || call.input_factors || call.recurrent_factors) return false;
+  if (call.batch < 1 || call.time < 1 || call.input_factors || call.recurrent_factors) return false;
   // Each step reads the weights again, which costs more than reading panels.
   constexpr std::int64_t kMost = 9;
   if (call.batch > kMostDirectRows || call.time > kMostDirectRows || call.batch * call.time > kMostDirectRows ||

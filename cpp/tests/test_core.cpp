@@ -200,9 +200,8 @@ constexpr Sizes kSizes[] = {{1, 1, 1, 1},   {2, 3, 3, 5}, {7, 4, 17, 33}, {3, 40
                             {20, 3, 2, 16}, {0, 3, 2, 4}, {3, 0, 2, 4},   {2, 3, 0, 4}};
 
 /// Of which the weights are read where they lie.
-constexpr Sizes kSmallSizes[] = {{1, 1, 1, 1},   {1, 1, 64, 256}, {8, 1, 17, 33}, {2, 2, 3, 5},    {1, 3, 40, 24},
-                                 {5, 1, 19, 65}, {1, 2, 100, 72}, {3, 1, 0, 9},   {3, 1, 33, 130}, {0, 1, 2, 4},
-                                 {3, 0, 2, 4}};
+constexpr Sizes kSmallSizes[] = {{1, 1, 1, 1},   {1, 1, 64, 256}, {8, 1, 17, 33}, {2, 2, 3, 5},   {1, 3, 40, 24},
+                                 {5, 1, 19, 65}, {1, 2, 100, 72}, {3, 1, 0, 9},   {3, 1, 33, 130}};
 
 std::string label(const char* property, Cell cell, Sizes s) {
   return std::string(property) + ": " + cell_traits(cell).name + " " + std::to_string(s.B) + " " +
