@@ -42,6 +42,10 @@ struct Panels {
   }
 };
 
+/// Squares next to each other in the source that are transposed one after the other: their rows share cache lines, which
+/// rows 4096 bytes apart soon push out of the first level.
+constexpr Index kAhead = 4;
+
 /// to[c][r] = from[r][c] for a square of as many rows and columns as a vector has lanes.
 template <class V>
 FASTRNN_INLINE void transpose(const Scalar<V>* from, Index from_stride, Scalar<V>* to, Index to_stride) {
@@ -60,11 +64,12 @@ void pack_rows(const MatrixView<T>& source, Index rows, const Index* first, Inde
   const bool by_vectors = source.column_stride == 1 && width % L == 0;
   Index done = 0;                                                  // rows
   if (source.row_stride == 1 && valid == width && width % L == 0)  // as PyTorch has its weights
-    for (; done + L <= rows; done += L)
+    for (; done + L <= rows; done += smaller(kAhead * L, (rows - done) / L * L))
       for (Index g = 0; g < n; ++g)
         for (Index u = 0; u < width; u += L)
-          transpose<V>(source.data + done + (first[g] + u) * source.column_stride, source.column_stride,
-                       to + (done * n + g) * width + u, n * width);
+          for (Index k = done; k < done + kAhead * L && k + L <= rows; k += L)
+            transpose<V>(source.data + k + (first[g] + u) * source.column_stride, source.column_stride,
+                         to + (k * n + g) * width + u, n * width);
   to += done * n * width;
   for (Index k = done; k < rows; ++k)
     for (Index g = 0; g < n; ++g, to += width) {
@@ -104,25 +109,37 @@ void pack_transposed_block(const StageInfo<T>& stage, const MatrixView<T>& sourc
   const Blocks<T> blocks = stage.blocks(n);
   const Index width = outputs.width(block), valid = outputs.valid(block);
   panel += outputs.first(block) * stage.gates * stage.units(n);
-  for (Index p = 0; p < blocks.count(); ++p)
-    for (int g = 0; g < stage.gates; ++g) {
-      const Index units_here = blocks.valid(p);
-      const T* const first = source.data + outputs.first(block) * source.row_stride +
-                             ((stage.first_gate + g) * n.units + blocks.first(p)) * source.column_stride;
-      for (Index r = 0; r < width; r += kLanes<V>) {
-        Index u = 0;
-        if (source.column_stride == 1 && r + kLanes<V> <= valid)
-          for (; u + kLanes<V> <= units_here; u += kLanes<V>)
-            transpose<V>(first + r * source.row_stride + u, source.row_stride, panel + u * width + r, width);
-        else if (source.row_stride == 1 && width % kLanes<V> == 0)
-          for (; u < units_here; ++u)
-            store(panel + u * width + r, load<V>(first + r + u * source.column_stride, First<V>(larger(valid - r, 0))));
-        for (; u < units_here; ++u)
-          for (Index i = r; i < smaller(r + kLanes<V>, width); ++i)
-            panel[u * width + i] = i < valid ? first[i * source.row_stride + u * source.column_stride] : T(0);
-      }
-      panel += units_here * width;
+  const bool by_rows = source.column_stride == 1;
+  const Index ahead = by_rows ? kAhead : 1, r_step = by_rows ? kLanes<V> : width;
+  const T* const from = source.data + outputs.first(block) * source.row_stride +
+                        stage.first_gate * n.units * source.column_stride;
+  for (Index begin = 0; begin < blocks.count(); begin += ahead) {
+    const Index here = smaller(ahead, blocks.count() - begin);
+    Index first_unit[kAhead], units[kAhead];
+    for (Index p = 0; p < here; ++p) {
+      first_unit[p] = blocks.first(begin + p);
+      units[p] = blocks.valid(begin + p);
     }
+    for (Index r0 = 0; r0 < width; r0 += r_step)
+      for (int g = 0; g < stage.gates; ++g)
+        for (Index p = 0; p < here; ++p) {
+          const Index units_here = units[p];
+          const T* const first = from + (g * n.units + first_unit[p]) * source.column_stride;
+          T* const to = panel + (first_unit[p] * stage.gates + g * units_here) * width;
+          for (Index r = r0; r < r0 + smaller(r_step, width - r0); r += kLanes<V>) {
+            Index u = 0;
+            if (source.column_stride == 1 && r + kLanes<V> <= valid)
+              for (; u + kLanes<V> <= units_here; u += kLanes<V>)
+                transpose<V>(first + r * source.row_stride + u, source.row_stride, to + u * width + r, width);
+            else if (source.row_stride == 1 && width % kLanes<V> == 0)
+              for (; u < units_here; ++u)
+                store(to + u * width + r, load<V>(first + r + u * source.column_stride, First<V>(larger(valid - r, 0))));
+            for (; u < units_here; ++u)
+              for (Index i = r; i < smaller(r + kLanes<V>, width); ++i)
+                to[u * width + i] = i < valid ? first[i * source.row_stride + u * source.column_stride] : T(0);
+          }
+        }
+  }
 }
 
 /// The bias of one unit block, summed into the sums that its rows belong to: row 0 to those of x.W, row 1 to those of

@@ -315,8 +315,8 @@ FASTRNN_INLINE void transpose(TransposableBlock<V>& block) {
   ei::ptranspose(block);
 }
 #if defined(EIGEN_VECTORIZE_AVX512)
-// With fewer instructions than Eigen's, which go through vectors of half the width: packing transposed weights takes
-// PACKTIME of the time. First within lanes of 128 bits, then the lanes.
+// With fewer instructions than Eigen's, which go through vectors of half the width: first within lanes of 128 bits, then
+// the lanes.
 #define FASTRNN_TRANSPOSE_LANES(shuffle, a, b, c, d, to)            \
   {                                                                 \
     const auto t0 = shuffle(a, b, 0x88), t1 = shuffle(a, b, 0xdd);  \
