@@ -256,6 +256,7 @@ void weights_in_place_give_the_bits_of_packed_ones(Cell cell, Sizes s, bool exte
       other.contiguous = contiguous;
       other.in_place = true;
       other.run_forward(true);
+      other.run_forward(true);  // right after another call it takes the threads that it may
       other.run_backward();
       const bool same = other.y == packed.y && other.tape == packed.tape && other.dx == packed.dx &&
                         other.dkernel == packed.dkernel && other.drecurrent == packed.drecurrent &&
