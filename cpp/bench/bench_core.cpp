@@ -173,8 +173,10 @@ int main(int argc, char** argv) try {
     else
       throw std::invalid_argument("the options are --threads N, --isa NAME and --seconds X, got " + word);
   }
-  std::printf("fastrnn %s, %s, %s, %d threads; times in ms, rates in GFLOP/s; train: forward, backward and pack\n",
-              fastrnn::version(), fastrnn::compiler(), fastrnn::isa(), fastrnn::num_threads());
+  std::printf(
+      "fastrnn %s, %s, %s, %d threads; times in ms, rates in GFLOP/s; train: forward, backward and "
+      "pack, or both passes on weights in place where those read them there\n",
+      fastrnn::version(), fastrnn::compiler(), fastrnn::isa(), fastrnn::num_threads());
   std::printf("%-16s %4s %4s %4s %4s %-7s %9s %7s %9s %9s %9s %9s %7s\n", "cell", "B", "T", "I", "H", "dtype", "infer",
               "rate", "forward", "backward", "pack", "train", "rate");
   if (!workload.empty())

@@ -151,10 +151,13 @@ class BackwardRows {
         T* to = stage.operand == kHidden ? d_[0] : doperand_;  // h_prev on top of what is in d; another operand alone
         T* row[kRowsAtOnce];
         for (Index b = rows.begin; b < rows.end; ++b) row[b - rows.begin] = to + b * d_stride_;
-        if (seq_.direct)
-          multiply_directly(s, false, divided(ceil_div(columns.columns, kLanes<Vec<T>>), team),
-                            chunk.row(t, rows.begin), rows.size(), row, stage.operand == kHidden);
-        else
+        if (seq_.direct) {
+          const Range vectors = divided(ceil_div(columns.columns, kLanes<Vec<T>>), team);
+          multiply_directly(s, false, vectors, chunk.row(t, rows.begin), rows.size(), row, stage.operand == kHidden);
+          if (!team.proceed(rows.size() * flat_stride(stage) * vectors.size() * kLanes<Vec<T>>)) return false;
+          if (by_units_ && !team.barrier()) return false;
+          continue;
+        }
         for (Index block = outputs.begin; block < outputs.end; ++block) {
           multiply_gates(s, false, columns, block, chunk.row(t, rows.begin), rows.size(), row, stage.operand == kHidden,
                          [&](int g, Index m) {
@@ -438,9 +441,7 @@ class BackwardRows {
     for (Index r = 0, t = chunk.t0; r < chunk.size(); ++r) {
       while (r >= chunk.row(t + 1, 0)) ++t;
       const Index b = chunk.rows.begin + r - chunk.row(t, 0);
-      left[r] = input                ? seq_.x(t)[b]
-                : stage.operand >= 0 ? slot(t, stage.operand)[b]
-                                     : state_before(t, 0)[b];
+      left[r] = input ? seq_.x(t)[b] : stage.operand >= 0 ? slot(t, stage.operand)[b] : state_before(t, 0)[b];
       right[r] = flat_row(s, input, r);
     }
     const OuterProduct<T> whole = outer_product(s, input, 0, 0, 1, chunk);
@@ -520,7 +521,7 @@ class BackwardRows {
   T* operand_columns_[kMaxStages];
   T* dsums_[kMaxStages];
   RunList runs_[kMaxStages][2][kTileVectors];  ///< of a stage, with WT at 1 and with UT at 0, of a gate
-  T* flat_[kMaxStages][2] = {};  ///< as runs_; see flat()
+  T* flat_[kMaxStages][2] = {};                ///< as runs_; see flat()
   Stretch* stretches_[kMaxStages] = {};
   WeightGradients<T> gradients_;
   bool by_units_;

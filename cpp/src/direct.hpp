@@ -1,5 +1,6 @@
-// Products of a few rows with a matrix that lies as its owner has it: for weights that are used once, where packing them
-// takes longer than all else. Each output is the chain of fused multiply-adds that gemm.hpp makes of it: the same bits.
+// Products of a few rows with a matrix that lies as its owner has it: for weights that are used once, where packing
+// them takes longer than all else. Each output is the chain of fused multiply-adds that gemm.hpp makes of it: the same
+// bits.
 #pragma once
 
 #include "gemm.hpp"
@@ -17,8 +18,8 @@ struct Stretch {
 };
 
 /// to[m][o] += the sum over k, in the order of the stretches, of left[m][k] * matrix(k, o). The outputs are `groups` of
-/// `columns` columns each, group_step apart in the matrix; in the results, a group begins at to_group[g], and has blocks
-/// of `vectors` vectors, block_step apart.
+/// `columns` columns each, group_step apart in the matrix; in the results, a group begins at to_group[g], and has
+/// blocks of `vectors` vectors, block_step apart.
 template <class T>
 struct DirectProduct {
   MatrixView<T> matrix;  ///< [k, o]; one of its strides is 1
@@ -121,8 +122,8 @@ struct DirectProduct {
   }
 };
 
-/// to[i][c] = the sum over r of left[r][i] * right[r][c] for the rows i of a range: an outer product of a few rows each,
-/// written row by row.
+/// to[i][c] = the sum over r of left[r][i] * right[r][c] for the rows i of a range: an outer product of a few rows
+/// each, written row by row.
 template <class T>
 struct FlatOuterProduct {
   const T* const* left;

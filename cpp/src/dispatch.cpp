@@ -206,7 +206,7 @@ struct PackedWeights<T>::Impl {
 
 /// What all uses of weights ask of them.
 template <class T>
-void require_weights(const Weights<T>& w) {
+static void require_weights(const Weights<T>& w) {
   require(w.units >= 1 && w.inputs >= 0, "units must be at least 1 and inputs at least 0");
   const CellTraits traits = cell_traits(w.cell);
   require(traits.projected ? w.outputs >= 1 && w.outputs <= w.units && w.projection.data
@@ -268,7 +268,7 @@ int tape_slots(const Weights<T>& w, bool zoneout) {
 
 /// What both passes ask of what they share.
 template <class T>
-void require_call(const Kernels& kernels, const PackedView<T>& w, const Call<T>& call, bool keeps_all) {
+static void require_call(const Kernels& kernels, const PackedView<T>& w, const Call<T>& call, bool keeps_all) {
   require(call.batch >= 0 && call.time >= 0, "batch and time must not be negative");
   require(call.ids ? bool(call.embedding) : call.x || call.batch == 0 || call.time == 0 || w.inputs == 0,
           "x, or with ids the embedding, must not be null");
@@ -285,7 +285,7 @@ std::int64_t kernel_calls(Cell cell, Pass pass) {
 }
 
 template <class T>
-bool forward(const Kernels& kernels, const PackedView<T>& w, const Forward<T>& call) {
+static bool run(const Kernels& kernels, const PackedView<T>& w, const Forward<T>& call) {
   require_call(kernels, w, call, call.tape);
   const KernelTable<T>& table = table_of<T>(kernels);
   const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates), call.threads);
@@ -295,7 +295,7 @@ bool forward(const Kernels& kernels, const PackedView<T>& w, const Forward<T>& c
 }
 
 template <class T>
-bool backward(const Kernels& kernels, const PackedView<T>& w, const Backward<T>& call) {
+static bool run(const Kernels& kernels, const PackedView<T>& w, const Backward<T>& call) {
   require_call(kernels, w, call, true);
   require(call.batch == 0 || call.time == 0 || call.tape, "tape must not be null");
   require(call.dkernel || w.inputs == 0, "dkernel must not be null");
@@ -313,19 +313,21 @@ template <class T>
 bool forward(const PackedWeights<T>& weights, const Forward<T>& call) {
   const auto& w = weights.impl();
   require(w.pass == Pass::forward, "forward takes weights packed for Pass::forward");
-  return forward(w.kernels, w.view(), call);
+  return run(w.kernels, w.view(), call);
 }
 template <class T>
 bool backward(const PackedWeights<T>& weights, const Backward<T>& call) {
   const auto& w = weights.impl();
   require(w.pass == Pass::backward, "backward takes weights packed for Pass::backward");
-  return backward(w.kernels, w.view(), call);
+  return run(w.kernels, w.view(), call);
 }
 
 template <class T>
 bool reads_in_place(const Weights<T>& w, const Call<T>& call) {
   if (call.batch < 1 || call.time < 1 || call.input_factors || call.recurrent_factors) return false;
-  // Each step reads the weights again, which costs more than reading panels.
+  // Reading them here costs more than reading panels, for each row a little, and each step reads them again. On one
+  // core the forward and backward passes of a GRU with 64 inputs and 256 units take, packed and in place, in us: one
+  // row and step 107 and 53, 8 rows 190 and 160, 3 steps 150 and 130, 4 steps 175 and 175.
   constexpr std::int64_t kMost = 9;
   if (call.batch > kMostDirectRows || call.time > kMostDirectRows || call.batch * call.time > kMostDirectRows ||
       call.batch * call.time * call.time > kMost)
@@ -336,26 +338,23 @@ bool reads_in_place(const Weights<T>& w, const Call<T>& call) {
 
 /// The weights as the kernels see them where they lie.
 template <class T>
-PackedView<T> view_in_place(const Weights<T>& w) {
+static PackedView<T> view_in_place(const Weights<T>& w) {
   require_weights(w);
-  return {w.cell,
-          w.inputs,
-          w.units,
-          cell_traits(w.cell).projected ? w.outputs : w.units,
-          nullptr,
-          {w.activations[0], w.activations[1], w.activations[2]},
+  return {w.cell,  w.inputs,
+          w.units, cell_traits(w.cell).projected ? w.outputs : w.units,
+          nullptr, {w.activations[0], w.activations[1], w.activations[2]},
           &w};
 }
 
 template <class T>
 bool forward(const Weights<T>& weights, const Forward<T>& call) {
   if (!reads_in_place<T>(weights, call)) return forward(PackedWeights<T>(weights, Pass::forward), call);
-  return forward(kernels(), view_in_place(weights), call);
+  return run(kernels(), view_in_place(weights), call);
 }
 template <class T>
 bool backward(const Weights<T>& weights, const Backward<T>& call) {
   if (!reads_in_place<T>(weights, call)) return backward(PackedWeights<T>(weights, Pass::backward), call);
-  return backward(kernels(), view_in_place(weights), call);
+  return run(kernels(), view_in_place(weights), call);
 }
 
 template <class T>

@@ -42,8 +42,8 @@ struct Panels {
   }
 };
 
-/// Squares next to each other in the source that are transposed one after the other: their rows share cache lines, which
-/// rows 4096 bytes apart soon push out of the first level.
+/// Squares next to each other in the source that are transposed one after the other: their rows share cache lines,
+/// which rows 4096 bytes apart soon push out of the first level.
 constexpr Index kAhead = 4;
 
 /// to[c][r] = from[r][c] for a square of as many rows and columns as a vector has lanes.
@@ -111,8 +111,8 @@ void pack_transposed_block(const StageInfo<T>& stage, const MatrixView<T>& sourc
   panel += outputs.first(block) * stage.gates * stage.units(n);
   const bool by_rows = source.column_stride == 1;
   const Index ahead = by_rows ? kAhead : 1, r_step = by_rows ? kLanes<V> : width;
-  const T* const from = source.data + outputs.first(block) * source.row_stride +
-                        stage.first_gate * n.units * source.column_stride;
+  const T* const from =
+      source.data + outputs.first(block) * source.row_stride + stage.first_gate * n.units * source.column_stride;
   for (Index begin = 0; begin < blocks.count(); begin += ahead) {
     const Index here = smaller(ahead, blocks.count() - begin);
     Index first_unit[kAhead], units[kAhead];
@@ -133,7 +133,8 @@ void pack_transposed_block(const StageInfo<T>& stage, const MatrixView<T>& sourc
                 transpose<V>(first + r * source.row_stride + u, source.row_stride, to + u * width + r, width);
             else if (source.row_stride == 1 && width % kLanes<V> == 0)
               for (; u < units_here; ++u)
-                store(to + u * width + r, load<V>(first + r + u * source.column_stride, First<V>(larger(valid - r, 0))));
+                store(to + u * width + r,
+                      load<V>(first + r + u * source.column_stride, First<V>(larger(valid - r, 0))));
             for (; u < units_here; ++u)
               for (Index i = r; i < smaller(r + kLanes<V>, width); ++i)
                 to[u * width + i] = i < valid ? first[i * source.row_stride + u * source.column_stride] : T(0);

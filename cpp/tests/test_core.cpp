@@ -42,8 +42,8 @@ struct Problem {
   Cell cell;
   Index B, steps, I, H, G;
   CellTraits traits;
-  Index R;        // how wide h is
-  bool extended;  // with a mask, and zoneout of the last state
+  Index R;                                   // how wide h is
+  bool extended;                             // with a mask, and zoneout of the last state
   enum { rows, columns } contiguous = rows;  // of the weights
   bool in_place = false;                     // the weights are given to the calls themselves
   std::vector<std::uint8_t> mask;
