@@ -129,10 +129,10 @@ def random_zoneout(T, state, rng):
 
 
 @st.composite
-def problems(draw, names=tuple(CASES), normalized=True):
+def problems(draw, names=tuple(CASES), normalized=True, rows=(1, 19), steps=(0, 7), units=(1, 37)):
     """A case with all that its functions take."""
     case = CASES[draw(st.sampled_from(names))]
-    B, T, I, H = (draw(st.integers(*range_)) for range_ in [(1, 19), (0, 7), (0, 6), (1, 37)])
+    B, T, I, H = (draw(st.integers(*range_)) for range_ in [rows, steps, (0, 6), units])
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     dtype = draw(st.sampled_from(["float32", "float64"]))
     x, weights, others, states = random_problem(case, B, T, I, H, dtype, rng, draw(st.booleans()))
@@ -475,6 +475,26 @@ def test_impossible_ids_are_refused(ids, embedding, error, message):
     with pytest.raises(error) as caught:
         functional.lstm(ids, *weights, embedding=np.zeros(embedding, "float32"))
     assert str(caught.value).startswith(f"functional.lstm: {message}")
+
+
+@hypothesis.given(problems(rows=(1, 8), steps=(1, 3), units=(1, 70)), st.sampled_from("CF"))
+@hypothesis.settings(max_examples=100)
+def test_first_call_of_weights_with_few_rows_has_the_bits_of_the_second(isa, problem, order):
+    """The first reads the weights where they lie, the second packs them."""
+    case, x, weights, options = problem
+    options |= {n: options[n].copy(order) for n in ("projection", "peephole") if n in options}
+    y, tape = case.functions[1](x, *(w.copy(order) for w in weights), **options)
+    of_call = {name: value for name, value in options.items() if name in functional.Options.__annotations__}
+    again, other = functional.run_forward(tape.weights, x, **of_call)
+    for one, two in zip(as_list(y), as_list(again), strict=True):
+        np.testing.assert_array_equal(one, two)
+    for one, two in zip(
+        functional.run_backward(random_gradients(y), tape),
+        functional.run_backward(random_gradients(y), other),
+        strict=True,
+    ):
+        for a, b in zip(as_list(one), as_list(two), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @hypothesis.given(problems())

@@ -135,7 +135,10 @@ void run(const Workload& w, double seconds) {
   const double training_backward = shortest(seconds, [&] { fastrnn::backward(backward_weights, backward); });
   const double pack =
       shortest(seconds, [&] { const fastrnn::PackedWeights<T> one(weights), other(weights, fastrnn::Pass::backward); });
-  const double train = training_forward + training_backward + pack;
+  double train = training_forward + training_backward + pack;
+  if (fastrnn::reads_in_place<T>(weights, forward))
+    train = shortest(seconds, [&] { fastrnn::forward(weights, forward); }) +
+            shortest(seconds, [&] { fastrnn::backward(weights, backward); });
   const double gflop = 2e-9 * double(B) * double(steps) *
                        (double(columns) * double(I + hidden) + (traits.projected ? double(H) * double(R) : 0));
   std::printf("%-16s %4lld %4lld %4lld %4lld %-7s %9.4f %7.1f %9.4f %9.4f %9.4f %9.4f %7.1f  %s\n", traits.name,
@@ -175,8 +178,10 @@ int main(int argc, char** argv) try {
     else
       throw std::invalid_argument("the options are --threads N, --isa NAME and --seconds X, got " + word);
   }
-  std::printf("fastrnn %s, %s, %s, %d threads; times in ms, rates in GFLOP/s; train: forward, backward and pack\n",
-              fastrnn::version(), fastrnn::compiler(), fastrnn::isa(), fastrnn::num_threads());
+  std::printf(
+      "fastrnn %s, %s, %s, %d threads; times in ms, rates in GFLOP/s; train: forward, backward and "
+      "pack, or both passes on weights in place where those read them there\n",
+      fastrnn::version(), fastrnn::compiler(), fastrnn::isa(), fastrnn::num_threads());
   std::printf("%-16s %4s %4s %4s %4s %-7s %9s %7s %9s %9s %9s %9s %7s\n", "cell", "B", "T", "I", "H", "dtype", "infer",
               "rate", "forward", "backward", "pack", "train", "rate");
   if (!workload.empty())

@@ -375,7 +375,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     }
     run(name, [&](const fastrnn::Interrupt& interrupt) {
       call.interrupt = interrupt;
-      return fastrnn::forward(packed(fastrnn::Pass::forward), call);
+      return with_weights(fastrnn::Pass::forward, call, [&](const auto& w) { return fastrnn::forward(w, call); });
     });
     py::tuple states(returns.state ? traits.states : 0);
     for (int s = 0; s < static_cast<int>(states.size()); ++s)
@@ -455,7 +455,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     }
     run(name, [&](const fastrnn::Interrupt& interrupt) {
       call.interrupt = interrupt;
-      return fastrnn::forward(packed(fastrnn::Pass::forward), call);
+      return with_weights(fastrnn::Pass::forward, call, [&](const auto& w) { return fastrnn::forward(w, call); });
     });
     return py::make_tuple(y, states);
   }
@@ -551,7 +551,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     }
     run(name, [&](const fastrnn::Interrupt& interrupt) {
       call.interrupt = interrupt;
-      return fastrnn::backward(packed(fastrnn::Pass::backward), call);
+      return with_weights(fastrnn::Pass::backward, call, [&](const auto& w) { return fastrnn::backward(w, call); });
     });
     if (shares_dropout_mask(tape.options)) dx = times(dx, tape.options.dropout_mask);
     return py::make_tuple(dx, weights_gradient, dinitial);
@@ -859,10 +859,17 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     return call;
   }
 
+  /// f(the weights): packed, or where they lie if this is their first call and it has few rows and steps. Weights that
+  /// each step of a training changes serve one call, and packing them takes longer than the call.
+  template <class F>
+  bool with_weights(fastrnn::Pass pass, const fastrnn::Call<T>& call, F&& f) const {
+    const bool first = !used_[static_cast<int>(pass)].exchange(true, std::memory_order_relaxed);
+    return first && fastrnn::reads_in_place(view_, call) ? f(view_) : f(packed(pass));
+  }
   /// Packed for the instruction set in use, once. Called without the GIL. No lock: it would stay locked in a child that
   /// is forked meanwhile. Threads that come here at once all pack, and the first to finish has packed for all.
   const fastrnn::PackedWeights<T>& packed(fastrnn::Pass pass) const {
-    auto& slots = packed_[pass == fastrnn::Pass::forward ? 0 : 1];
+    auto& slots = packed_[static_cast<int>(pass)];
     const fastrnn::PackedWeights<T>* known = slots[isa_number(fastrnn::isa())].load(std::memory_order_acquire);
     if (!known) {
       auto made = std::make_unique<const fastrnn::PackedWeights<T>>(view_, pass);
@@ -914,6 +921,8 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
 
  private:
   fastrnn::Weights<T> view_;
+  // For each pass:
+  mutable std::atomic<bool> used_[2] = {};
   mutable std::atomic<const fastrnn::PackedWeights<T>*> packed_[2][kMostIsas] = {};
 };
 

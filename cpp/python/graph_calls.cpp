@@ -293,7 +293,6 @@ void with_threads(const Problem<T>& problem, F&& f) {
 template <class T>
 void run_forward(const Problem<T>& problem, int threads) {
   const Index batch = problem.batch, time = problem.time, outputs = problem.outputs;
-  const PackedWeights<T> packed(problem.weights, Pass::forward);
   auto call = problem.template call<Forward<T>>();
   call.threads = threads;
   call.y = problem.results.template find<T>("y", {batch, time, outputs});
@@ -305,7 +304,7 @@ void run_forward(const Problem<T>& problem, int threads) {
   T* const h = call.final_state[0];
   if (last && !h) call.final_state[0] = last;
   call.tape = problem.results.template find<T>("tape", problem.tape_shape());
-  forward(packed, call);
+  forward(problem.weights, call);
   if (last && h) std::copy_n(h, batch * outputs, last);
   if (last) calls::clear_empty_rows(problem.mask(), batch, time, outputs, last);
 }
@@ -315,7 +314,6 @@ void run_backward(const Problem<T>& problem, int threads) {
   const Operands& operands = problem.operands;
   const Results& results = problem.results;
   const Index batch = problem.batch, time = problem.time, inputs = problem.inputs, outputs = problem.outputs;
-  const PackedWeights<T> packed(problem.weights, Pass::backward);
   auto call = problem.template call<Backward<T>>();
   call.threads = threads;
   call.tape = operands.get<T>("tape", problem.tape_shape());
@@ -348,7 +346,7 @@ void run_backward(const Problem<T>& problem, int threads) {
   call.dbias = results.find<T>("dbias", problem.bias_shape());
   for (int s = 0; s < problem.traits.states; ++s)
     call.dinitial_state[s] = results.find<T>(std::string("dinitial_") + kStates[s], {batch, problem.width(s)});
-  backward(packed, call);
+  backward(problem.weights, call);
 }
 
 template <class F>

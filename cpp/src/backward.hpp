@@ -11,6 +11,7 @@
 
 #include <array>
 
+#include "direct.hpp"
 #include "normalization.hpp"
 #include "sequence.hpp"
 
@@ -68,6 +69,10 @@ class BackwardRows {
         for (int g = 0; g < left_sides(stage, input); ++g)
           runs_[s][input][g] = {arena.take<Run<T>>(stage.blocks(seq_.sizes).count() * stage.gates),
                                 arena.take<Index>(1)};
+      if (!flat()) continue;
+      for (bool input : {true, false})
+        flat_[s][input] = input || stage.apart >= 0 ? arena.take<T>(chunk_rows_ * flat_stride(stage)) : flat_[s][true];
+      stretches_[s] = arena.take<Stretch>(stage.blocks(seq_.sizes).count() * stage.gates);
     }
   }
 
@@ -81,6 +86,7 @@ class BackwardRows {
       for (bool input : {true, false})
         for (int g = 0; g < left_sides(cell_.stage[s], input); ++g)
           list_runs(s, input, apart(cell_.stage[s], input) ? g : kAllGates, runs_[s][input][g]);
+    for (int s = 0; team.index == 0 && flat() && s < cell_.stages; ++s) list_stretches(s);
     for (int s = 0; s < seq_.states; ++s)
       for (Index b = mine.begin; b < mine.end; ++b) {
         const T* from = call_.dfinal_state[s];
@@ -144,7 +150,9 @@ class BackwardRows {
       const Range rows{all.begin, larger(all.begin, smaller(all.end, chunk.active(t)))};
       for (int s = cell_.stages - 1; s >= 0; --s) {
         const StageInfo<T>& stage = cell_.stage[s];
-        cell_backward(s, chunk, t, rows, divided(stage.blocks(seq_.sizes).count(), team));
+        const Range blocks = divided(stage.blocks(seq_.sizes).count(), team);
+        cell_backward(s, chunk, t, rows, blocks);
+        if (flat()) flatten(s, chunk.row(t, 0), rows, blocks);
         if (by_units_ && !team.barrier()) return false;
         if (stage.normalizes || stage.normalized(seq_.sizes)) {
           undo_normalization(s, chunk, t, rows, team);
@@ -156,6 +164,13 @@ class BackwardRows {
         T* to = stage.operand == kHidden ? d_[0] : doperand_;  // h_prev on top of what is in d; another operand alone
         T* row[kRowsAtOnce];
         for (Index b = rows.begin; b < rows.end; ++b) row[b - rows.begin] = to + b * d_stride_;
+        if (seq_.direct) {
+          const Range vectors = divided(ceil_div(columns.columns, kLanes<Vec<T>>), team);
+          multiply_directly(s, false, vectors, chunk.row(t, rows.begin), rows.size(), row, stage.operand == kHidden);
+          if (!team.proceed(rows.size() * flat_stride(stage) * vectors.size() * kLanes<Vec<T>>)) return false;
+          if (by_units_ && !team.barrier()) return false;
+          continue;
+        }
         for (Index block = outputs.begin; block < outputs.end; ++block) {
           multiply_gates(s, false, columns, block, chunk.row(t, rows.begin), rows.size(), row, stage.operand == kHidden,
                          [&](int g, Index m) {
@@ -166,6 +181,7 @@ class BackwardRows {
         if (by_units_ && !team.barrier()) return false;
       }
     }
+    if (flat()) return true;
     // The left sides of dW and dU: x and the operands of the steps, by columns.
     const Range mine = part(chunk.size(), by_units_ ? team.index : 0, by_units_ ? team.size : 1);
     for (Index t = chunk.t0; t < chunk.t0 + chunk.steps; ++t) {
@@ -198,6 +214,65 @@ class BackwardRows {
   bool apart(const StageInfo<T>& stage, bool input) const {
     return stage.sees_x() && (input ? call_.input_factors : call_.recurrent_factors);
   }
+  /// Whether the gradients of the sums are also kept row by row, in the order of the weights' columns: dW and dU of few
+  /// rows times steps take their time in writing them, which goes fastest row by row.
+  bool flat() const {
+    return chunk_rows_ <= kMostDirectRows && !call_.input_factors && !call_.recurrent_factors && !seq_.sizes.normalized;
+  }
+  Index flat_stride(const StageInfo<T>& stage) const { return stage.gates * stage.units(seq_.sizes); }
+  T* flat_row(int s, bool input, Index r) const { return flat_[s][input] + r * flat_stride(cell_.stage[s]); }
+
+  /// Keep what the cell left in some blocks. `first_row`: the first of the step in the chunk.
+  void flatten(int s, Index first_row, Range rows, Range mine) const {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Blocks<T> blocks = stage.blocks(seq_.sizes);
+    for (Index block = mine.begin; block < mine.end; ++block)
+      for (Index r = first_row + rows.begin; r < first_row + rows.end; ++r)
+        for (int g = 0; g < stage.gates; ++g) {
+          const Index width = blocks.width(block), to = g * stage.units(seq_.sizes) + blocks.first(block);
+          for (bool input : {true, false})
+            if (input || stage.apart >= 0)
+              copy(dsums(s, block, r) + (input ? g : stage.recurrent_sum(g)) * width, flat_row(s, input, r) + to,
+                   blocks.valid(block));
+        }
+  }
+  /// The columns of the weights in the order in which panels have them.
+  void list_stretches(int s) const {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Blocks<T> blocks = stage.blocks(seq_.sizes);
+    Stretch* next = stretches_[s];
+    for (Index block = 0; block < blocks.count(); ++block)
+      for (int g = 0; g < stage.gates; ++g)
+        *next++ = {g * stage.units(seq_.sizes) + blocks.first(block), blocks.valid(block)};
+  }
+  /// The columns `mine`, in vectors, of dsums.WT (input) or dsums.UT of weights where they lie.
+  void multiply_directly(int s, bool input, Range mine, Index row, Index rows, T* const* to, bool add) const {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const MatrixView<T>& matrix = matrix_of(stage, *seq_.direct, input);
+    const Index first = mine.begin * kLanes<Vec<T>>;
+    const Index columns =
+        smaller(mine.end * kLanes<Vec<T>>, input ? stage.inputs(seq_.sizes) : stage.depth(seq_.sizes)) - first;
+    if (columns <= 0) return;
+    const T* left[kMostDirectRows];
+    T* out[kMostDirectRows];
+    for (Index m = 0; m < rows; ++m) {
+      left[m] = flat_row(s, input, row + m);
+      out[m] = to[m] + first;
+      if (!add) fill_zero(out[m], columns);
+    }
+    DirectProduct<T> product;
+    product.matrix = {matrix.data + stage.first_gate * H_ * matrix.column_stride + first * matrix.row_stride,
+                      matrix.column_stride, matrix.row_stride};
+    product.stretches = stretches_[s];
+    product.count = stage.blocks(seq_.sizes).count() * stage.gates;
+    product.groups = 1;
+    product.group_step = 0;
+    product.columns = columns;
+    product.vectors = columns;
+    product.block_step = 0;
+    product.template run<Vec<T>>(left, rows, out);
+  }
+
   int left_sides(const StageInfo<T>& stage, bool input) const { return apart(stage, input) ? stage.gates : 1; }
   Index columns_size(Index n) const { return ceil_div(n, kTileRows) * kTileRows * chunk_rows_; }
   Rows<const T> slot(Index t, int i) const { return seq_.tape_slot(call_.tape, t, i); }
@@ -376,7 +451,8 @@ class BackwardRows {
   }
 
   bool input_gradient(const Chunk& chunk, Team& team) {
-    const Range rows = part(chunk.size(), team.index, team.size);
+    const bool direct = seq_.direct != nullptr;
+    const Range rows = direct ? Range{0, chunk.size()} : part(chunk.size(), team.index, team.size);
     T* row[kMostChunkRows];
     Index batch_row[kMostChunkRows];
     for (Index r = rows.begin, t = chunk.t0; r < rows.end; ++r) {
@@ -385,6 +461,9 @@ class BackwardRows {
       row[r - rows.begin] = CallRows<T>{seq_.schedule, call_.dx, call_.dx_batch_stride, call_.dx_time_stride,
                                         t}[batch_row[r - rows.begin]];
     }
+    for (int s = 0; direct && s < cell_.stages && cell_.stage[s].sees_x(); ++s)
+      multiply_directly(s, true, part(ceil_div(I_, kLanes<Vec<T>>), team.index, team.size), 0, rows.size(), row, s > 0);
+    if (direct) return team.proceed(rows.size() * I_ * seq_.G * H_);
     const Blocks<T> outputs = output_blocks<T>(I_);
     for (Index block = 0; block < outputs.count(); ++block) {
       for (int s = 0; s < cell_.stages && cell_.stage[s].sees_x(); ++s)
@@ -399,6 +478,7 @@ class BackwardRows {
   bool weight_gradient(int s, bool input, const Chunk& chunk, Team& team) {
     const StageInfo<T>& stage = cell_.stage[s];
     const Index depth = input ? I_ : stage.depth(seq_.sizes);
+    if (flat()) return flat_weight_gradient(s, input, part(depth, team.index, team.size), chunk, team);
     const Blocks<T> blocks = stage.blocks(seq_.sizes);
     const Index tiles = ceil_div(depth, kTileRows);
     const Range mine = part(blocks.count() * tiles, team.index, team.size);
@@ -424,6 +504,23 @@ class BackwardRows {
       }
     }
     return true;
+  }
+
+  /// The same, for rows `mine` of the weights, of a chunk that is flat: it is the only one.
+  bool flat_weight_gradient(int s, bool input, Range mine, const Chunk& chunk, Team& team) {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const T *left[kMostDirectRows], *right[kMostDirectRows];
+    for (Index r = 0, t = chunk.t0; r < chunk.size(); ++r) {
+      while (r >= chunk.row(t + 1, 0)) ++t;
+      const Index b = chunk.rows.begin + r - chunk.row(t, 0);
+      left[r] = input ? seq_.x(t)[b] : stage.operand >= 0 ? slot(t, stage.operand)[b] : state_before(t, 0)[b];
+      right[r] = flat_row(s, input, r);
+    }
+    const OuterProduct<T> whole = outer_product(s, input, 0, 0, 1, chunk);
+    const FlatOuterProduct<T> product{
+        left, right, chunk.size(), flat_stride(stage), whole.to + stage.first_gate * H_, whole.to_stride};
+    product.run(mine);
+    return team.proceed(chunk.size() * mine.size() * flat_stride(stage));
   }
 
   /// What does not depend on the left side, for some gates of a block of units.
@@ -507,6 +604,8 @@ class BackwardRows {
   T* operand_columns_[kMaxStages];
   T* dsums_[kMaxStages];
   RunList runs_[kMaxStages][2][kTileVectors];  ///< of a stage, with WT at 1 and with UT at 0, of a gate
+  T* flat_[kMaxStages][2] = {};                ///< as runs_; see flat()
+  Stretch* stretches_[kMaxStages] = {};
   WeightGradients<T> gradients_;
   bool by_units_;
 };

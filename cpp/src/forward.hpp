@@ -3,6 +3,7 @@
 // as large as a tile: their products are compiled once for all cells.
 #pragma once
 
+#include "direct.hpp"
 #include "normalization.hpp"
 #include "sequence.hpp"
 
@@ -56,8 +57,8 @@ class ForwardPass {
     const Index fewest_rows = division_.by_units ? B : B / division_.threads;
     if (hoisted_steps(fewest_rows) > 0)
       for (int s = 0; s < cell_.stages; ++s) {
-        if (!cell_.stage[s].sees_x()) continue;
-        hoisted_size_[s] = kHoistedRows * cell_.stage[s].accumulators * seq_.panels.padded_units;
+        if (!is_hoisted(cell_.stage[s])) continue;
+        hoisted_size_[s] = hoisted_rows() * cell_.stage[s].accumulators * seq_.panels.padded_units;
         hoisted_[s] = arena.take<T>((division_.by_units ? 1 : division_.threads) * hoisted_size_[s]);
       }
     if (gates_apart()) {
@@ -119,12 +120,14 @@ class ForwardPass {
           if (!run_normalized(s, at, k, rows, mine, standards, team)) return false;
           continue;
         }
-        T* const hoisted = together && stage.sees_x() ? hoisted_here(s, team) : nullptr;
-        if (hoisted && k % together == 0) hoist(s, k, smaller(together, call_.time - k), together, rows, mine, hoisted);
+        T* const hoisted = together && is_hoisted(stage) ? hoisted_here(s, team) : nullptr;
+        if (hoisted && !seq_.direct && k % together == 0)
+          hoist(s, k, smaller(together, call_.time - k), together, rows, mine, hoisted);
         T* const scaled = gates_apart() ? scaled_ + team.index * scaled_size_ : nullptr;
         if (scaled) scale_operands(stage, at, k, rows, scaled);
         const T *x[kRowsAtOnce], *operand[kRowsAtOnce];
         set_rows(stage, at, k, rows, scaled, x, operand);
+        if (seq_.direct) sum_directly(s, rows.size(), mine, x, operand, hoisted);
         const Index hoisted_row = together ? k % together : 0;
         for (Index block = mine.begin, together_here; block < mine.end; block += together_here) {
           const Index width = blocks.width(block);
@@ -138,7 +141,7 @@ class ForwardPass {
           from.operand = operand;
           from.hoisted = hoisted ? hoisted + hoisted_offset(stage, patch.unit, width, hoisted_row) : nullptr;
           from.hoisted_stride = together * stage.accumulators * width;
-          from.hoisted_block_stride = kHoistedRows * stage.accumulators * width;
+          from.hoisted_block_stride = hoisted_rows() * stage.accumulators * width;
           if (fused)
             stage.fused(from, at, patch);
           else
@@ -317,7 +320,7 @@ class ForwardPass {
     from.kernel = seq_.panels.kernel[s] + first * inputs * stage.gates;
     from.inputs = inputs;
     from.recurrent = seq_.panels.recurrent[s] + first * depth * stage.gates;
-    from.units = depth;
+    from.units = seq_.direct ? 0 : depth;  // else operand.U is among what was hoisted
     from.x_gate_stride = I_;
     from.operand_gate_stride = depth;
     return from;
@@ -344,14 +347,52 @@ class ForwardPass {
   /// For how many steps x.W is computed at once: a step with fewer rows than a tile is high would read all of W for
   /// little work. 0: x.W is part of each step's own product.
   Index hoisted_steps(Index rows) const {
+    if (seq_.direct) return 1;
     if (rows == 0 || rows >= kTileRows || call_.time <= 1 || seq_.schedule.masked() || gates_apart() || call_.ids ||
         seq_.sizes.normalized)
       return 0;
     return smaller(kHoistedRows / rows, call_.time);
   }
+  /// Weights that are not packed are read for all that a step sums, ahead of the cell.
+  bool is_hoisted(const StageInfo<T>& stage) const { return seq_.direct || stage.sees_x(); }
+  Index hoisted_rows() const { return seq_.direct ? call_.batch : kHoistedRows; }
   /// Where the sums of chunk row `row` and the block of units from `first` on lie.
-  static Index hoisted_offset(const StageInfo<T>& stage, Index first, Index width, Index row) {
-    return (first * kHoistedRows + row * width) * stage.accumulators;
+  Index hoisted_offset(const StageInfo<T>& stage, Index first, Index width, Index row) const {
+    return (first * hoisted_rows() + row * width) * stage.accumulators;
+  }
+
+  /// b + x.W + operand.U of one step, of weights where they lie.
+  void sum_directly(int s, Index rows, Range mine, const T* const* x, const T* const* operand, T* to) const {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Blocks<T> blocks = stage.blocks(seq_.sizes);
+    for (Index block = mine.begin, alike; block < mine.end; block += alike) {
+      alike = blocks_at_once(blocks, {block, mine.end}, 0);
+      const Index first = blocks.first(block), width = blocks.width(block), size = stage.accumulators * width;
+      T* row[kRowsAtOnce];
+      for (Index b = 0; b < rows; ++b) {
+        row[b] = to + hoisted_offset(stage, first, width, b);
+        for (Index i = 0; i < alike; ++i)
+          copy(seq_.panels.bias[s] + first * stage.accumulators + i * size, row[b] + i * hoisted_rows() * size, size);
+      }
+      for (bool input : {true, false}) {
+        const Stretch all{0, input ? stage.inputs(seq_.sizes) : stage.depth(seq_.sizes)};
+        if (all.depth == 0) continue;
+        DirectProduct<T> product;
+        product.matrix = matrix_of(stage, *seq_.direct, input);
+        product.matrix.data += (stage.first_gate * H_ + first) * product.matrix.column_stride;
+        product.stretches = &all;
+        product.count = 1;
+        product.groups = stage.gates;
+        product.group_step = H_;
+        product.columns = smaller(alike * width, stage.units(seq_.sizes) - first);
+        for (int g = 0; g < stage.gates; ++g) product.to_group[g] = (input ? g : stage.recurrent_sum(g)) * width;
+        product.vectors = blocks.used(block);
+        product.block_step = hoisted_rows() * size;
+        with_vectors<T, 1>(blocks.is_half(block), 1, [&](auto vector, auto) {
+          product.template run<decltype(vector)>(input ? x : operand, rows, row);
+        });
+      }
+    }
   }
 
   /// b + x.W of `steps` steps from t0, rows of a chunk in the order [row of the batch][step].

@@ -24,12 +24,15 @@ struct Panels {
   Index padded_units;
   Index size;  ///< bytes
 
-  Panels(const CellInfo<T>& cell, Pass pass, const Sizes& n, void* base) : padded_units(Blocks<T>{n.units}.padded()) {
+  /// `direct`: W and U are read where they lie, and are not among the panels.
+  Panels(const CellInfo<T>& cell, Pass pass, const Sizes& n, void* base, bool direct = false)
+      : padded_units(Blocks<T>{n.units}.padded()) {
     Arena arena(base);
     for (int s = 0; s < cell.stages; ++s) {
       const StageInfo<T>& stage = cell.stage[s];
       const Index units = stage.units(n), columns = stage.blocks(n).padded();
       const auto size = [&](Index rows) {
+        if (direct) return Index(0);
         return stage.gates * (pass == Pass::forward ? rows * columns : units * Blocks<T>{rows}.padded());
       };
       bias[s] = pass == Pass::forward ? arena.take<T>(stage.accumulators * columns) : nullptr;
@@ -42,6 +45,10 @@ struct Panels {
     size = arena.size();
   }
 };
+
+/// Squares next to each other in the source that are transposed one after the other: their rows share cache lines,
+/// which rows 4096 bytes apart soon push out of the first level.
+constexpr Index kAhead = 4;
 
 /// to[c][r] = from[r][c] for a square of as many rows and columns as a vector has lanes.
 template <class V>
@@ -61,11 +68,12 @@ void pack_rows(const MatrixView<T>& source, Index rows, const Index* first, Inde
   const bool by_vectors = source.column_stride == 1 && width % L == 0;
   Index done = 0;                                                  // rows
   if (source.row_stride == 1 && valid == width && width % L == 0)  // as PyTorch has its weights
-    for (; done + L <= rows; done += L)
+    for (; done + L <= rows; done += smaller(kAhead * L, (rows - done) / L * L))
       for (Index g = 0; g < n; ++g)
         for (Index u = 0; u < width; u += L)
-          transpose<V>(source.data + done + (first[g] + u) * source.column_stride, source.column_stride,
-                       to + (done * n + g) * width + u, n * width);
+          for (Index k = done; k < done + kAhead * L && k + L <= rows; k += L)
+            transpose<V>(source.data + k + (first[g] + u) * source.column_stride, source.column_stride,
+                         to + (k * n + g) * width + u, n * width);
   to += done * n * width;
   for (Index k = done; k < rows; ++k)
     for (Index g = 0; g < n; ++g, to += width) {
@@ -77,6 +85,12 @@ void pack_rows(const MatrixView<T>& source, Index rows, const Index* first, Inde
       else
         for (Index u = 0; u < width; ++u) to[u] = u < valid ? from[u * source.column_stride] : T(0);
     }
+}
+
+/// What a stage multiplies x by, or its operand.
+template <class T>
+const MatrixView<T>& matrix_of(const StageInfo<T>& stage, const Weights<T>& w, bool input) {
+  return input ? w.kernel : stage.projects ? w.projection : w.recurrent_kernel;
 }
 
 /// One unit block of W or U: from the gates' columns of `source` to [k][gate][N], zeros where there is no unit.
@@ -99,25 +113,38 @@ void pack_transposed_block(const StageInfo<T>& stage, const MatrixView<T>& sourc
   const Blocks<T> blocks = stage.blocks(n);
   const Index width = outputs.width(block), valid = outputs.valid(block);
   panel += outputs.first(block) * stage.gates * stage.units(n);
-  for (Index p = 0; p < blocks.count(); ++p)
-    for (int g = 0; g < stage.gates; ++g) {
-      const Index units_here = blocks.valid(p);
-      const T* const first = source.data + outputs.first(block) * source.row_stride +
-                             ((stage.first_gate + g) * n.units + blocks.first(p)) * source.column_stride;
-      for (Index r = 0; r < width; r += kLanes<V>) {
-        Index u = 0;
-        if (source.column_stride == 1 && r + kLanes<V> <= valid)
-          for (; u + kLanes<V> <= units_here; u += kLanes<V>)
-            transpose<V>(first + r * source.row_stride + u, source.row_stride, panel + u * width + r, width);
-        else if (source.row_stride == 1 && width % kLanes<V> == 0)
-          for (; u < units_here; ++u)
-            store(panel + u * width + r, load<V>(first + r + u * source.column_stride, First<V>(larger(valid - r, 0))));
-        for (; u < units_here; ++u)
-          for (Index i = r; i < smaller(r + kLanes<V>, width); ++i)
-            panel[u * width + i] = i < valid ? first[i * source.row_stride + u * source.column_stride] : T(0);
-      }
-      panel += units_here * width;
+  const bool by_rows = source.column_stride == 1;
+  const Index ahead = by_rows ? kAhead : 1, r_step = by_rows ? kLanes<V> : width;
+  const T* const from =
+      source.data + outputs.first(block) * source.row_stride + stage.first_gate * n.units * source.column_stride;
+  for (Index begin = 0; begin < blocks.count(); begin += ahead) {
+    const Index here = smaller(ahead, blocks.count() - begin);
+    Index first_unit[kAhead], units[kAhead];
+    for (Index p = 0; p < here; ++p) {
+      first_unit[p] = blocks.first(begin + p);
+      units[p] = blocks.valid(begin + p);
     }
+    for (Index r0 = 0; r0 < width; r0 += r_step)
+      for (int g = 0; g < stage.gates; ++g)
+        for (Index p = 0; p < here; ++p) {
+          const Index units_here = units[p];
+          const T* const first = from + (g * n.units + first_unit[p]) * source.column_stride;
+          T* const to = panel + (first_unit[p] * stage.gates + g * units_here) * width;
+          for (Index r = r0; r < r0 + smaller(r_step, width - r0); r += kLanes<V>) {
+            Index u = 0;
+            if (source.column_stride == 1 && r + kLanes<V> <= valid)
+              for (; u + kLanes<V> <= units_here; u += kLanes<V>)
+                transpose<V>(first + r * source.row_stride + u, source.row_stride, to + u * width + r, width);
+            else if (source.row_stride == 1 && width % kLanes<V> == 0)
+              for (; u < units_here; ++u)
+                store(to + u * width + r,
+                      load<V>(first + r + u * source.column_stride, First<V>(larger(valid - r, 0))));
+            for (; u < units_here; ++u)
+              for (Index i = r; i < smaller(r + kLanes<V>, width); ++i)
+                to[u * width + i] = i < valid ? first[i * source.row_stride + u * source.column_stride] : T(0);
+          }
+        }
+  }
 }
 
 /// The bias of one unit block, summed into the sums that its rows belong to: row 0 to those of x.W, row 1 to those of
@@ -139,22 +166,30 @@ void pack_bias_block(const StageInfo<T>& stage, int bias_rows, const MatrixView<
     }
 }
 
+/// All but W and U.
+template <class T>
+void pack_vectors(const CellInfo<T>& cell, const Weights<T>& w, Pass pass, const Panels<T>& panels) {
+  const Sizes n = sizes_of(cell.traits, w);
+  const Index first_unit = 0, columns = cell.traits.gates * n.units;
+  pack_rows(w.parameters, cell.traits.parameters, &first_unit, 1, w.units, panels.padded_units, panels.parameters);
+  if (n.normalized) pack_rows(w.layer_norm, 2, &first_unit, 1, columns, columns, panels.layer_norm);
+  if (cell.traits.cell_norm) pack_rows(w.cell_norm, 2, &first_unit, 1, n.units, n.units, panels.cell_norm);
+  for (int s = 0; pass == Pass::forward && s < cell.stages; ++s)
+    for (Index block = 0; block < cell.stage[s].blocks(n).count(); ++block)
+      pack_bias_block(cell.stage[s], cell.traits.bias_rows, w.bias, n, block, panels.bias[s]);
+}
+
 template <class T>
 void pack(const CellInfo<T>& cell, const Weights<T>& w, Pass pass, T* packed, int threads) {
   const Sizes n = sizes_of(cell.traits, w);
   const Panels<T> panels(cell, pass, n, packed);
-  const Index first_unit = 0;
-  pack_rows(w.parameters, cell.traits.parameters, &first_unit, 1, w.units, panels.padded_units, panels.parameters);
-  const Index columns = cell.traits.gates * n.units;
-  if (n.normalized) pack_rows(w.layer_norm, 2, &first_unit, 1, columns, columns, panels.layer_norm);
-  if (cell.traits.cell_norm) pack_rows(w.cell_norm, 2, &first_unit, 1, n.units, n.units, panels.cell_norm);
+  pack_vectors(cell, w, pass, panels);
   for (int s = 0; s < cell.stages; ++s) {
     const StageInfo<T>& stage = cell.stage[s];
     const Index inputs = stage.inputs(n), depth = stage.depth(n);
-    const MatrixView<T>& recurrent = stage.projects ? w.projection : w.recurrent_kernel;
+    const MatrixView<T>& recurrent = matrix_of(stage, w, false);
     if (pass == Pass::forward) {
       parallel_for(threads, stage.blocks(n).count(), [&](Index block) {
-        pack_bias_block(stage, cell.traits.bias_rows, w.bias, n, block, panels.bias[s]);
         pack_block(stage, w.kernel, inputs, n, block, panels.kernel[s]);
         pack_block(stage, recurrent, depth, n, block, panels.recurrent[s]);
       });

@@ -33,6 +33,7 @@ class Sequence {
   const Index I, H, G;
   const int states;
   const Activation* const activations;
+  const Weights<T>* const direct;  ///< null: all weights are in the panels
   const Panels<T> panels;
   Schedule schedule;
 
@@ -44,9 +45,11 @@ class Sequence {
         G(cell.traits.gates),
         states(cell.traits.states),
         activations(weights.activations),
-        panels(cell, pass, sizes, const_cast<T*>(weights.data)),
+        direct(weights.direct),
+        panels(cell, pass, sizes, direct ? vectors(pass, arena) : const_cast<T*>(weights.data), direct),
         schedule(call, arena),
         call_(call),
+        pass_(pass),
         zeros_(arena.take<T>(larger(H, sizes.hidden))) {
     for (int s = 0; s < states; ++s)
       if (schedule.masked() && call.initial_state[s]) ordered_[s] = arena.take<T>(call.batch * width(s));
@@ -55,6 +58,7 @@ class Sequence {
   /// Once, before the threads start.
   void prepare() {
     fill_zero(zeros_, larger(H, sizes.hidden));
+    if (direct) pack_vectors(cell, *direct, pass_, panels);
     schedule.prepare(call_);
     for (int s = 0; s < states; ++s)
       for (Index r = 0; ordered_[s] && r < call_.batch; ++r)
@@ -96,11 +100,16 @@ class Sequence {
   }
 
  private:
+  /// Where the panels of a direct call lie.
+  void* vectors(Pass pass, Arena& arena) const {
+    return arena.take<char>(Panels<T>(cell, pass, sizes, nullptr, true).size);
+  }
   const T* factors(const T* all, Index r, int g, Index n) const {
     return all ? all + (schedule.row(r) * G + g) * n : nullptr;
   }
 
   const Call<T>& call_;
+  const Pass pass_;
   T* const zeros_;
   T* ordered_[kMaxStates] = {};  ///< initial states in the order of the rows, where that is not the caller's
 };

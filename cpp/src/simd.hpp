@@ -314,6 +314,49 @@ template <class V>
 FASTRNN_INLINE void transpose(TransposableBlock<V>& block) {
   ei::ptranspose(block);
 }
+#if defined(EIGEN_VECTORIZE_AVX512)
+// With fewer instructions than Eigen's, which go through vectors of half the width: first within lanes of 128 bits,
+// then the lanes.
+#define FASTRNN_TRANSPOSE_LANES(shuffle, a, b, c, d, to)           \
+  {                                                                \
+    const auto t0 = shuffle(a, b, 0x88), t1 = shuffle(a, b, 0xdd); \
+    const auto t2 = shuffle(c, d, 0x88), t3 = shuffle(c, d, 0xdd); \
+    to(0) = shuffle(t0, t2, 0x88), to(1) = shuffle(t1, t3, 0x88);  \
+    to(2) = shuffle(t0, t2, 0xdd), to(3) = shuffle(t1, t3, 0xdd);  \
+  }
+FASTRNN_INLINE void transpose(TransposableBlock<ei::Packet16f>& block) {
+  __m512 s[16];
+#pragma GCC unroll 4
+  for (int q = 0; q < 16; q += 4) {
+    const __m512* const p = &block.packet[q];
+    const __m512 low01 = _mm512_unpacklo_ps(p[0], p[1]), high01 = _mm512_unpackhi_ps(p[0], p[1]);
+    const __m512 low23 = _mm512_unpacklo_ps(p[2], p[3]), high23 = _mm512_unpackhi_ps(p[2], p[3]);
+    s[q] = _mm512_shuffle_ps(low01, low23, 0x44);
+    s[q + 1] = _mm512_shuffle_ps(low01, low23, 0xee);
+    s[q + 2] = _mm512_shuffle_ps(high01, high23, 0x44);
+    s[q + 3] = _mm512_shuffle_ps(high01, high23, 0xee);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const auto to = [&](int lane) FASTRNN_ALWAYS -> ei::Packet16f& { return block.packet[4 * lane + j]; };
+    FASTRNN_TRANSPOSE_LANES(_mm512_shuffle_f32x4, s[j], s[4 + j], s[8 + j], s[12 + j], to)
+  }
+}
+FASTRNN_INLINE void transpose(TransposableBlock<ei::Packet8d>& block) {
+  __m512d s[8];
+#pragma GCC unroll 4
+  for (int q = 0; q < 8; q += 2) {
+    s[q] = _mm512_unpacklo_pd(block.packet[q], block.packet[q + 1]);
+    s[q + 1] = _mm512_unpackhi_pd(block.packet[q], block.packet[q + 1]);
+  }
+#pragma GCC unroll 2
+  for (int j = 0; j < 2; ++j) {
+    const auto to = [&](int lane) FASTRNN_ALWAYS -> ei::Packet8d& { return block.packet[2 * lane + j]; };
+    FASTRNN_TRANSPOSE_LANES(_mm512_shuffle_f64x2, s[j], s[2 + j], s[4 + j], s[6 + j], to)
+  }
+}
+#undef FASTRNN_TRANSPOSE_LANES
+#endif
 
 // ---- The same on groups
 

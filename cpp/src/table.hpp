@@ -6,6 +6,9 @@
 
 namespace fastrnn {
 
+/// The most rows times steps of a call that may read weights where they lie.
+constexpr int kMostDirectRows = 8;
+
 /// A cell and its packed weights, as the kernels see them.
 template <class T>
 struct PackedView {
@@ -13,7 +16,8 @@ struct PackedView {
   std::int64_t inputs, units, outputs;
   const T* data;  ///< 64-byte aligned
   Activation activations[kActivations];
-  MatrixView<T> layer_norm;  ///< data null: there is none; the values are in the packed weights
+  MatrixView<T> layer_norm;            ///< data null: there is none; the values are in the packed weights
+  const Weights<T>* direct = nullptr;  ///< the weights where they lie, if they are not packed
 };
 
 template <class T>

@@ -42,8 +42,10 @@ struct Problem {
   Cell cell;
   Index B, steps, I, H, G;
   CellTraits traits;
-  Index R;        // how wide h is
-  bool extended;  // with a mask, zoneout of the last state, and layer normalization
+  Index R;                                   // how wide h is
+  bool extended;                             // with a mask, zoneout of the last state, and layer normalization
+  enum { rows, columns } contiguous = rows;  // of the weights
+  bool in_place = false;                     // the weights are given to the calls themselves
   std::vector<std::uint8_t> mask;
   std::vector<T> zoneout;
   std::vector<T> x, kernel, recurrent, bias, parameters, projection, layer_norm, cell_norm, initial[kMaxStates], dy,
@@ -88,17 +90,26 @@ struct Problem {
   Index width(int s) const { return s > 0 ? H : traits.hidden > 1 ? traits.hidden * H : R; }
 
   Weights<T> weights() const {
+    const auto matrix = [&](const std::vector<T>& values, Index height, Index width) {
+      return contiguous == rows ? MatrixView<T>{values.data(), width, 1} : MatrixView<T>{values.data(), 1, height};
+    };
     return {cell,
             I,
             H,
-            {kernel.data(), G * H, 1},
-            {recurrent.data(), G * H, 1},
+            matrix(kernel, I, G * H),
+            matrix(recurrent, width(0), G * H),
             {bias.data(), G * H, 1},
             {parameters.data(), H, 1},
             R,
-            {projection.data(), R, 1},
+            matrix(projection, H, R),
             {layer_norm.empty() ? nullptr : layer_norm.data(), G * H, 1},
             {cell_norm.empty() ? nullptr : cell_norm.data(), H, 1}};
+  }
+  bool run(const Forward<T>& call) const {
+    return in_place ? forward(weights(), call) : forward(PackedWeights<T>(weights()), call);
+  }
+  bool run(const Backward<T>& call) const {
+    return in_place ? backward(weights(), call) : backward(PackedWeights<T>(weights(), Pass::backward), call);
   }
 
   /// The mask and zoneout from row b0 and step t0 on.
@@ -116,7 +127,6 @@ struct Problem {
 
   /// Rows [b0, b1), steps [t0, t1): inference into y and final_state, with a tape of its own if `keep`.
   bool run_forward(bool keep, Index b0, Index b1, Index t0, Index t1, Interrupt interrupt = {}) {
-    const PackedWeights<T> packed(weights());
     Forward<T> call{};
     call.batch = b1 - b0;
     call.time = t1 - t0;
@@ -138,7 +148,7 @@ struct Problem {
     }
     extend(call, b0, t0);
     call.interrupt = interrupt;
-    return forward(packed, call);
+    return run(call);
   }
   void run_forward(bool keep) { run_forward(keep, 0, B, 0, steps); }
 
@@ -178,7 +188,7 @@ struct Problem {
       call.dinitial_state[s] = dinitial[s].data();
     }
     extend(call, 0, 0);
-    backward(PackedWeights<T>(weights(), Pass::backward), call);
+    run(call);
   }
 
   /// The scalar whose gradient run_backward computes.
@@ -197,6 +207,10 @@ struct Sizes {
 };
 constexpr Sizes kSizes[] = {{1, 1, 1, 1},   {2, 3, 3, 5}, {7, 4, 17, 33}, {3, 40, 5, 65},
                             {20, 3, 2, 16}, {0, 3, 2, 4}, {3, 0, 2, 4},   {2, 3, 0, 4}};
+
+/// Of which the weights are read where they lie.
+constexpr Sizes kSmallSizes[] = {{1, 1, 1, 1},   {1, 1, 64, 256}, {8, 1, 17, 33}, {2, 2, 3, 5},   {1, 3, 40, 24},
+                                 {5, 1, 19, 65}, {1, 2, 100, 72}, {3, 1, 0, 9},   {3, 1, 33, 130}};
 
 std::string label(const char* property, Cell cell, Sizes s) {
   return std::string(property) + ": " + cell_traits(cell).name + " " + std::to_string(s.B) + " " +
@@ -232,6 +246,57 @@ void result_does_not_depend_on_threads_or_batch_or_time_split(Cell cell, Sizes s
   }
   check(extended || s.steps == 0 || steps.y == one.y, label("steps one at a time equal a sequence", cell, s));
   set_num_threads(0);
+}
+
+/// Of calls that are few enough rows and steps, in either layout, on any number of threads.
+template <class T>
+void weights_in_place_give_the_bits_of_packed_ones(Cell cell, Sizes s, bool extended) {
+  for (const auto contiguous : {Problem<T>::rows, Problem<T>::columns}) {
+    Problem<T> packed(cell, s.B, s.steps, s.I, s.H, extended);
+    packed.contiguous = contiguous;
+    Forward<T> call{};
+    call.batch = s.B;
+    call.time = s.steps;
+    check(reads_in_place<T>(packed.weights(), call), label("weights are read in place", cell, s));
+    packed.run_forward(true);
+    packed.run_backward();
+    for (int threads : {1, 2, 3}) {
+      set_num_threads(threads);
+      Problem<T> other(cell, s.B, s.steps, s.I, s.H, extended);
+      other.contiguous = contiguous;
+      other.in_place = true;
+      other.run_forward(true);
+      other.run_forward(true);  // right after another call it takes the threads that it may
+      other.run_backward();
+      const bool same = other.y == packed.y && other.tape == packed.tape && other.dx == packed.dx &&
+                        other.dkernel == packed.dkernel && other.drecurrent == packed.drecurrent &&
+                        other.dbias == packed.dbias && other.dparameters == packed.dparameters &&
+                        other.dprojection == packed.dprojection && other.dinitial[0] == packed.dinitial[0] &&
+                        other.dinitial[1] == packed.dinitial[1] && other.final_state[0] == packed.final_state[0];
+      check(same, label("weights in place give the bits of packed ones", cell, s));
+    }
+  }
+  set_num_threads(0);
+}
+
+void many_rows_or_factors_or_strides_are_packed() {
+  Problem<float> p(Cell::lstm, 1, 1, 5, 7);
+  Forward<float> call{};
+  call.batch = call.time = 1;
+  Weights<float> weights = p.weights();
+  check(reads_in_place<float>(weights, call), "one row is read in place");
+  call.batch = 100;
+  check(!reads_in_place<float>(weights, call), "many rows are packed");
+  call.batch = 1;
+  call.time = 100;
+  check(!reads_in_place<float>(weights, call), "many steps are packed");
+  call.time = 1;
+  call.input_factors = p.x.data();
+  check(!reads_in_place<float>(weights, call), "factors for each gate are packed");
+  call.input_factors = nullptr;
+  weights.kernel.row_stride *= 2;
+  weights.kernel.column_stride = 2;
+  check(!reads_in_place<float>(weights, call), "rows with gaps are packed");
 }
 
 void gradients_equal_finite_differences(Cell cell, Sizes s, bool extended) {
@@ -344,7 +409,13 @@ int main(int argc, char** argv) {
       }
       float_follows_double(cell, sizes);
     }
+    for (const Sizes& sizes : kSmallSizes)
+      for (bool extended : {false, true}) {
+        weights_in_place_give_the_bits_of_packed_ones<float>(cell, sizes, extended);
+        weights_in_place_give_the_bits_of_packed_ones<double>(cell, sizes, extended);
+      }
   }
+  many_rows_or_factors_or_strides_are_packed();
   a_call_can_be_interrupted();
   large_memory_is_used_again();
   wrong_arguments_throw();

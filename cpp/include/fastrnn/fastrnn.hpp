@@ -36,7 +36,7 @@ enum class Cell {
   lstm_cifg_peephole,
   lstm_projected,           ///< h = (o tanh(c)).P, narrower than c
   lstm_projected_peephole,  ///< both
-  lstm_fgr,  ///< gates that see the gates of the step before: state 0 is [h i f o], U [4H, 4H]
+  lstm_fgr,                 ///< gates that see the gates of the step before: state 0 is [h i f o], U [4H, 4H]
   lstm_fgr_peephole,
   // `_normalized`: h = o tanh(n) with n the layer normalization of c by cell_norm.
   lstm_normalized,
@@ -51,7 +51,7 @@ enum class Cell {
   lstm_cifg_peephole_normalized,
   lstm_projected_normalized,
   lstm_projected_peephole_normalized,
-  indrnn,                   ///< h = act(x.W + u h' + b) with u the one vector of parameters; no recurrent kernel
+  indrnn,  ///< h = act(x.W + u h' + b) with u the one vector of parameters; no recurrent kernel
 };
 constexpr int kCells = static_cast<int>(Cell::indrnn) + 1;  ///< how many there are
 
@@ -114,7 +114,7 @@ struct MatrixView {
   std::int64_t row_stride, column_stride;
 };
 
-/// The weights of one cell. Read during the construction of PackedWeights only.
+/// The weights of one cell. Read during the construction of PackedWeights, or during a call that takes them itself.
 template <class T>
 struct Weights {
   Cell cell;
@@ -218,7 +218,8 @@ struct Forward : Call<T> {
   T* final_state[kMaxStates] = {};  ///< written [B, H] each; null: not wanted; may not alias initial_state
   /// Written [B, T, tape_slots(), H], for backward; null: inference. The slots are the cell's gate values (or the sums
   /// that they are made of), then its states (lstm: i f c~ o h c; gru: z r n, recurrent part of n, h; gru_reset_before:
-  /// z r r*h' n h; simple_rnn: h), with zoneout its new states, with layer normalization the 2 G products. With a mask, rows and steps are in the order in which they are computed.
+  /// z r r*h' n h; simple_rnn: h), with zoneout its new states, with layer normalization the 2 G products. With a mask,
+  /// rows and steps are in the order in which they are computed.
   T* tape = nullptr;
 };
 
@@ -251,6 +252,16 @@ template <class T>
 bool forward(const PackedWeights<T>& weights, const Forward<T>& call);  ///< weights packed for Pass::forward
 template <class T>
 bool backward(const PackedWeights<T>& weights, const Backward<T>& call);  ///< weights packed for Pass::backward
+
+/// The same with weights that are used once: read where they lie if the call has few rows times steps, as packing them
+/// would take longer than all else, or packed for this call. The results have the same bits either way.
+template <class T>
+bool forward(const Weights<T>& weights, const Forward<T>& call);
+template <class T>
+bool backward(const Weights<T>& weights, const Backward<T>& call);
+/// Whether these would read the weights where they lie.
+template <class T>
+bool reads_in_place(const Weights<T>& weights, const Call<T>& call);
 
 /// How many calls of forward or of backward have run a cell's kernels since the library was loaded, in all threads.
 std::int64_t kernel_calls(Cell cell, Pass pass);
