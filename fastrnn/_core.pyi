@@ -59,6 +59,16 @@ class Tape:
     @property
     def weights(self) -> Weights: ...
 
+def check_array(
+    array: Any,
+    dtype: np.dtype[Any],
+    shape: Sequence[int],
+    where: str,
+    name: str,
+    meaning: str,
+    written: bool = False,
+) -> None: ...
+def overlap(a: _Array, b: _Array) -> bool: ...
 def forward(
     weights: Weights,
     x: _Array,

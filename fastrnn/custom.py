@@ -1,6 +1,7 @@
 """Cells that the kernels don't know: the slower path, in NumPy by `reference`.
 
-They have Python callables as activations, layer normalization, or gates that see each other.
+They have Python callables as activations; or they are an IndRNN with layer normalization, or an LSTM whose gates see each
+other (variant "fgr") with layer normalization or a projection.
 
 `CustomWeights` and `CustomTape` stand for the kernels' Weights and Tape, `forward`, `backward` and `step` for the kernels'
 functions of these names, with their arguments and results; `functional` chooses. Each call first goes to the kernels, with
@@ -38,7 +39,7 @@ _FUNCTIONS: dict[str, Any] = {
 
 
 class CustomWeights:
-    """Weights of a cell with activations of any kind, and perhaps layer normalization or a kernel of the gates.
+    """Weights of a cell with activations of any kind, and with all else that a cell may have.
 
     Args:
         core: the kernels' weights, with activations of theirs.

@@ -31,7 +31,7 @@ class FullGateWeights:
     Args:
         known: the kernels' weights of that LSTM without it; refers to all other arrays.
         gate_kernel: G [3*H, 3*H], rows and columns in the order i, f, o. Copied, as recurrent_kernel is.
-        activations: as the kernels take them.
+        bias, peephole: as in `known`.
     """
 
     __slots__ = ("arrays", "cell", "core", "dtype", "inputs", "name", "outputs", "units")
@@ -109,16 +109,36 @@ def forward(
     threads: int,
 ) -> tuple[Array, tuple[Array, ...], FullGateTape | None]:
     """What the kernels' forward does."""
-    name, units, (rows, steps) = weights.name, weights.units, (*np.shape(x), 0, 0)[:2]
-    if recurrent_dropout_mask is not None:
-        shape = (rows, 4, units)
-        _check(name, "recurrent_dropout_mask", recurrent_dropout_mask, weights.dtype, shape)
-        of_gates = np.ones((rows, 4, 3 * units), weights.dtype)
-        recurrent_dropout_mask = np.concatenate([recurrent_dropout_mask, of_gates], axis=2)
+    name, units = weights.name, weights.units
+    if np.ndim(x) == (3 if embedding is None else 2):  # else the kernels refuse x before all else
+        rows, steps = x.shape[:2]
+        for given, what in (
+            (weights.arrays[1], "recurrent_kernel"),
+            (weights.arrays[-1], "gate_kernel"),
+            (recurrent_dropout_mask, "recurrent_dropout_mask"),
+        ):
+            if isinstance(given, np.ndarray) and isinstance(out, np.ndarray) and _core.overlap(given, out):
+                raise ValueError(
+                    f"{name}: out must not reach into the memory of {what}, which is read; "
+                    "give the outputs an array of their own"
+                )
+        initial_state = _joined(
+            weights, checked_states(weights, name, "initial_state", initial_state, (rows,))
+        )
+        zoneout_mask = _joined(
+            weights, checked_states(weights, name, "zoneout_mask", zoneout_mask, (rows, steps))
+        )
+        if recurrent_dropout_mask is not None:
+            what = "recurrent_dropout_mask"
+            _check(
+                weights, name, what, recurrent_dropout_mask, (rows, 4, units), "batch, gates, what is masked"
+            )
+            of_gates = np.ones((rows, 4, 3 * units), weights.dtype)
+            recurrent_dropout_mask = np.concatenate([recurrent_dropout_mask, of_gates], axis=2)
     y, states, core = _core.forward(
         weights.core,
         x,
-        _joined(weights, checked_states(weights, name, "initial_state", initial_state, (rows,))),
+        initial_state,
         return_sequences,
         return_state,
         go_backwards,
@@ -127,7 +147,7 @@ def forward(
         zero_output_for_mask,
         dropout_mask,
         recurrent_dropout_mask,
-        _joined(weights, checked_states(weights, name, "zoneout_mask", zoneout_mask, (rows, steps))),
+        zoneout_mask,
         embedding,
         out,
         threads,
@@ -149,7 +169,7 @@ def backward(
         if tape.returns_state:
             dy, *dstates = checked_states(weights, where, "dy", dy, rows, 1)  # type: ignore[misc]
         if dy is not None and not tape.returns_sequences:
-            _check(where, "dy", dy, weights.dtype, (*rows, weights.units))
+            _check(weights, where, "dy", dy, (*rows, weights.units), "batch, units")
             dy = _joined(weights, [dy, *[None] * 4])[0]  # type: ignore[index]
         if tape.returns_state:
             dy = [dy, *_joined(weights, dstates)]  # type: ignore[list-item, misc]
@@ -162,14 +182,19 @@ def step(
     weights: FullGateWeights, x_t: Array, states: States, out: Sequence[Array] | None
 ) -> tuple[Array, list[Array]]:
     """What the kernels' step does."""
-    where, rows = f"{weights.name}.step", np.shape(x_t)[:1]
-    known = _joined(weights, checked_states(weights, where, "states", states, rows))
-    written = checked_states(weights, where, "out", out, rows)
+    where = f"{weights.name}.step"
+    known: Any = states
+    if np.ndim(x_t) == 2:  # else the kernels refuse x_t before all else
+        rows = x_t.shape[:1]
+        known = _joined(weights, checked_states(weights, where, "states", states, rows))
+        checked_states(weights, where, "out", out, rows)
     _, (hidden, c) = _core.step(weights.core, x_t, known, None)
     new = _split(hidden, c)
-    for array, value in zip(written or (), new, strict=written is not None):
+    if out is None:
+        return new[0], new
+    for array, value in zip(out, new, strict=True):
         np.copyto(array, value)
-    return (written or new)[0], written or new
+    return out[0], list(out)
 
 
 def _split(hidden: Array, c: Array) -> list[Array]:
@@ -179,7 +204,7 @@ def _split(hidden: Array, c: Array) -> list[Array]:
 
 
 def _joined(weights: FullGateWeights, states: list[Any] | None) -> list[Array | None] | None:
-    """[[h i f o], c], each None for zeros, of the five."""
+    """[[h i f o], c], each None for zeros, of the five. What is the same in all rows and steps is not copied for them."""
     if states is None:
         return None
     h, c, *gates = states
@@ -187,7 +212,16 @@ def _joined(weights: FullGateWeights, states: list[Any] | None) -> list[Array | 
     shape = next((part.shape for part in parts if part is not None), None)
     if shape is None:
         return [None, c]
-    return [np.concatenate([np.zeros(shape, weights.dtype) if p is None else p for p in parts], axis=-1), c]
+    same = all(part is None or not any(part.strides[:-1]) for part in parts) and 0 not in shape
+    rows = (1,) * (len(shape) - 1) if same else shape[:-1]
+    joined = np.concatenate(
+        [
+            np.zeros((*rows, weights.units), weights.dtype) if part is None else part[tuple(map(slice, rows))]
+            for part in parts
+        ],
+        axis=-1,
+    )
+    return [np.broadcast_to(joined, (*shape[:-1], joined.shape[-1])), c]
 
 
 def checked_states(
@@ -200,16 +234,33 @@ def checked_states(
     if not isinstance(given, (list, tuple)) or len(given) != count:
         error = ValueError if isinstance(given, (list, tuple)) else TypeError
         got = len(given) if error is ValueError else type(given).__name__
+        zeros = "" if what == "out" else ", None for zeros"
         raise error(
-            f"{where}: {what} must be a list of {count} arrays, the states are {', '.join(STATES)}; got {got}"
+            f"{where}: {what} must be a list of {count} arrays{zeros}, the states are {', '.join(STATES)}; got {got}"
         )
+    written = what == "out"
     for index, array in enumerate(given[others:], others):
-        if array is not None or what == "out":
-            _check(where, f"{what}[{index}]", array, weights.dtype, (*rows, weights.units))
+        if array is None and not written:
+            continue
+        shape = (*rows, weights.outputs if index == others else weights.units)
+        meaning = "batch, time, units" if len(rows) == 2 else "batch, units"
+        _check(weights, where, f"{what}[{index}]", array, shape, meaning, written)
+        for other in range(index if written else 0):
+            if _core.overlap(given[other], array):
+                raise ValueError(
+                    f"{where}: out[{other}] and out[{index}] must not share memory; "
+                    "give each state an array of its own"
+                )
     return list(given)
 
 
-def _check(where: str, what: str, array: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
-        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"{where}: {what} must be an array of {dtype} with shape {shape}, got {got}")
+def _check(
+    weights: Any,
+    where: str,
+    what: str,
+    array: Any,
+    shape: tuple[int, ...],
+    meaning: str,
+    written: bool = False,
+) -> None:
+    _core.check_array(array, weights.dtype, shape, where, what, meaning, written)

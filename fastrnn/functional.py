@@ -191,8 +191,8 @@ def restore_tape(
     """
     if not isinstance(weights, Weights):
         raise TypeError(
-            "functional.restore_tape: weights must be of a cell that the kernels compute and not of variant fgr or with "
-            f"callables, got {type(weights).__name__}"
+            "functional.restore_tape: weights must be `Weights`, of a cell that the kernels compute and whose states are "
+            f"at most h and c, got {type(weights).__name__}"
         )
     return _core.restore_tape(
         weights,
@@ -451,6 +451,12 @@ def make_weights(
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
     codes = [a.numbers for a in found if isinstance(a, activations.Activation)]
+    if gate_kernel is not None and not (
+        cell.startswith("lstm") and set(cell.split("_")).isdisjoint(_MISSING_GATE)
+    ):
+        raise ValueError(
+            f"{name}: gate_kernel must be None for the cell {cell}; it goes with LSTMs that have all gates"
+        )
     kernels_know_activations = len(codes) == len(found)
     kernels_normalize = cell != "indrnn"
     weights = Weights(
@@ -465,18 +471,16 @@ def make_weights(
         activations=codes if kernels_know_activations else None,
         name=name,
     )
-    if kernels_know_activations and gate_kernel is None and (kernels_normalize or layer_norm is None):
-        return weights
-    _check_weight(name, "gate_kernel", gate_kernel, weights, (3 * weights.units, 3 * weights.units))
-    if (
-        kernels_know_activations
-        and gate_kernel is not None
-        and cell in ("lstm", "lstm_peephole")
-        and layer_norm is None
-    ):
-        return FullGateWeights(weights, gate_kernel, bias=bias, peephole=peephole)
+    own = {"gate_kernel": (gate_kernel, (3 * weights.units, 3 * weights.units), "i, f and o of two steps")}
     if not kernels_normalize:
-        _check_weight(name, "layer_norm", layer_norm, weights, (2, kernel.shape[1]))
+        own["layer_norm"] = (layer_norm, (2, weights.units), "gains of what x and of what the state give")
+    for what, (array, shape, meaning) in own.items():
+        if array is not None:
+            _core.check_array(array, weights.dtype, shape, name, what, meaning)
+    if kernels_know_activations and all(array is None for array, _, _ in own.values()):
+        return weights
+    if kernels_know_activations and cell in ("lstm", "lstm_peephole") and layer_norm is None:
+        return FullGateWeights(weights, gate_kernel, bias=bias, peephole=peephole)  # type: ignore[arg-type]
     return CustomWeights(
         weights,
         found,
@@ -487,17 +491,6 @@ def make_weights(
         cell_norm=cell_norm,
         layer_norm=layer_norm,
     )
-
-
-def _check_weight(where: str, what: str, array: Any, weights: Weights, shape: tuple[int, int]) -> None:
-    """A weight that only `custom` knows."""
-    if array is None:
-        return
-    if not isinstance(array, np.ndarray) or array.dtype != weights.dtype:
-        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise TypeError(f"{where}: {what} must be an array of {weights.dtype} like the weights, got {got}")
-    if array.shape != shape:
-        raise ValueError(f"{where}: {what} must have shape {shape}, got {array.shape}")
 
 
 def lstm_cell(variant: str | None, peephole: bool, projection: bool = False, normalized: bool = False) -> str:
@@ -842,10 +835,10 @@ def lstm(
         cell_norm: Gain and bias [2, H] of the layer normalization of c on its way to h. None: not.
         layer_norm: Gains [2, 4H]: x W and h U are normalized over all their columns before b is added, each with its
             gain (Ba et al., 2016). None: not.
-        options: See `Options`. The states are [h, c].
+        options: See `Options`. The states are [h, c], with "fgr" [h, c, i, f, o].
 
     Returns:
-        y [B, H], or [B, T, H] with `return_sequences`; with `return_state` the tuple `(y, h, c)`, states [B, H].
+        y [B, H], or [B, T, H] with `return_sequences`; with `return_state` the tuple `(y, *states)`, states [B, H].
         Without time steps (T = 0) the last h is the initial one.
 
     Raises:
@@ -923,7 +916,7 @@ def lstm_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, t
     """Return the gradients of the inputs and weights of one `lstm_forward`.
 
     Args:
-        dy: The gradient of y, of its shape; with `return_state` a list [dy, dh, dc]. None, alone or as an item: zeros.
+        dy: The gradient of y, of its shape; with `return_state` a list [dy, dh, dc ...]. None, alone or as an item: zeros.
         tape: What `lstm_forward` returned. It is used up.
         threads: The most threads that this call may use; 0: get_num_threads().
 

@@ -53,8 +53,7 @@ def kernel_calls() -> dict[str, dict[str, int]]:
     Returns:
         By the cell's name, as `functional` and errors have it ("lstm", "gru", "gru_reset_before", "simple_rnn" ...),
         {"forward": n, "backward": m}. A step is a forward pass; so is a pass of any length; a pass that failed its checks
-        is none. A cell that is computed in NumPy (callables as activations) tries its
-        arguments out on the kernels, which counts.
+        is none. A cell that is computed in NumPy (see `functional`) tries its arguments out on the kernels, which counts.
 
     >>> import fastrnn, numpy as np
     >>> layer, before = fastrnn.LSTM(8), fastrnn.kernel_calls()["lstm"]["forward"]

@@ -865,6 +865,9 @@ def test_an_unknown_cell_is_refused():
         "lstm_peephole",
         *variants,
         *projected,
+        "lstm_fgr",
+        "lstm_fgr_peephole",
+        *(f"{name}_normalized" for name in ("lstm", "lstm_peephole", *variants, *projected)),
         "indrnn",
     ]
     message = f"the cell must be one of {', '.join(names)}, got 'rnn'"

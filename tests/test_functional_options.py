@@ -53,6 +53,9 @@ for variant in functional.VARIANTS:
 
 for peepholes in (0, 3):
     CASES[f"lstm_projected_{peepholes}"] = Case(functions("lstm"), CELLS["lstm"], 4, 2, peepholes, True)
+CASES["lstm_fgr_projected"] = Case(
+    functions("lstm"), CELLS["lstm"], 4, 5, 0, True, settings={"variant": "fgr"}
+)
 
 SMOOTH = [
     "tanh",
@@ -653,7 +656,7 @@ def test_lengths_are_short_for_a_mask():
         (
             {"variant": "fgr", "gate_kernel": np.ones((12, 4), "float32")},
             ValueError,
-            "functional.lstm: gate_kernel must have shape (12, 12), got (12, 4)",
+            "functional.lstm: gate_kernel must have shape (12, 12) (i, f and o of two steps), got (12, 4)",
         ),
         (
             {
@@ -662,7 +665,7 @@ def test_lengths_are_short_for_a_mask():
                 "initial_state": [None] * 2,
             },
             ValueError,
-            "functional.lstm: initial_state must be a list of 5 arrays",
+            "functional.lstm: initial_state must be a list of 5 arrays, None for zeros, the states are h, c, i, f, o; got 2",
         ),
         (
             {"layer_norm": np.ones((2, 4), "float32")},
@@ -672,7 +675,7 @@ def test_lengths_are_short_for_a_mask():
         (
             {"cell_norm": np.ones((2, 4))},
             TypeError,
-            "functional.lstm: cell_norm must be float32 like the kernel, got float64; all weights have one dtype",
+            "functional.lstm: cell_norm must be float32 like the kernel, got float64; all weights have one dtype: convert",
         ),
         ({"variant": "gif"}, ValueError, "functional.lstm: variant must be one of None, 'vanilla'"),
         ({"activation": "tan"}, ValueError, "functional.lstm: there is no activation 'tan'"),

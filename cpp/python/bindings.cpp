@@ -111,6 +111,13 @@ bool readable_in_place(const py::array& a) {
   return true;
 }
 py::array copied(const py::array& a) { return a.attr("copy")("C"); }
+template <class T>
+void require_writable(const py::array& a, const std::string& where, Label name) {
+  if (!a.writeable() || !(a.flags() & py::array::c_style) || !readable_in_place<T>(a))
+    throw py::value_error(text(where, ": ", name, " must be writable and contiguous, got an array that is ",
+                               a.writeable() ? "not contiguous" : "read-only",
+                               "; make one with numpy.empty((batch, units), \"", kDtype<T>, "\")"));
+}
 
 /// Readable, with the elements of the last axis next to each other; a copy if it is not.
 template <class T>
@@ -301,8 +308,9 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
                                    to_text(shape_of(recurrent_in))));
     } else if (recurrent_in.ndim() != 2 || recurrent_in.shape(0) < 1 ||
                recurrent_in.shape(1) * traits.hidden != G * recurrent_in.shape(0))
-      throw py::value_error(text(name, ": recurrent_kernel must have shape [units, ", G,
-                                 " * units] with units >= 1, got ", to_text(shape_of(recurrent_in))));
+      throw py::value_error(text(name, ": recurrent_kernel must have shape [",
+                                 traits.hidden > 1 ? "4 * units" : "units", ", ", G, " * units] with units >= 1, got ",
+                                 to_text(shape_of(recurrent_in))));
     outputs = recurrent_in.shape(0) / traits.hidden;
     units = is_vector() ? outputs : recurrent_in.shape(1) / G;
     projection = projection_in;
@@ -766,7 +774,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
   void require_dtype_of_weights(const py::array& a, const char* of) const {
     if (!is_native<T>(a))
       throw py::type_error(text(name, ": ", of, " must be ", kDtype<T>, " like the kernel, got ", dtype_text(a),
-                                "; all weights have one dtype"));
+                                "; all weights have one dtype: convert it with ", of, ".astype(\"", kDtype<T>, "\")"));
   }
 
   py::array checked_x(const py::array& x) const {
@@ -809,10 +817,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     const py::array a = as_array(object, where, what);
     require_dtype<T>(a, where, what);
     require_shape(a, shape, where, what, "batch, units");
-    if (!a.writeable() || !(a.flags() & py::array::c_style) || !readable_in_place<T>(a))
-      throw py::value_error(text(where, ": ", what, " must be writable and contiguous, got an array that is ",
-                                 a.writeable() ? "not contiguous" : "read-only",
-                                 "; make one with numpy.empty((batch, units), \"", kDtype<T>, "\")"));
+    require_writable<T>(a, where, what);
     return a;
   }
 
@@ -1052,6 +1057,17 @@ double measure_limit(const std::string& limit, const std::string& dtype, int thr
 
 }  // namespace
 
+/// For those who make one array of several before a call: what the call would check of each, and `out` of a step.
+void check_array(py::handle object, const py::dtype& dtype, const Shape& shape, const std::string& where,
+                 const std::string& name, const std::string& meaning, bool written) {
+  const Label label{name.c_str()};
+  const py::array a = as_array(object, where, label);
+  const bool single = dtype.equal(py::dtype::of<float>());
+  single ? require_dtype<float>(a, where, label) : require_dtype<double>(a, where, label);
+  require_shape(a, shape, where, label, meaning.c_str());
+  if (written) single ? require_writable<float>(a, where, label) : require_writable<double>(a, where, label);
+}
+
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled kernels of fastrnn. Use fastrnn.functional, which documents them.";
   m.attr("__version__") = fastrnn::version();
@@ -1120,6 +1136,10 @@ PYBIND11_MODULE(_core, m) {
         return w->step(as_array(x_t, w->step_name, "x_t"), states, out);
       },
       py::arg("weights"), py::arg("x_t"), py::arg("states") = py::none(), py::arg("out") = py::none());
+
+  m.def("check_array", &check_array, py::arg("array"), py::arg("dtype"), py::arg("shape"), py::arg("where"),
+        py::arg("name"), py::arg("meaning"), py::arg("written") = false);
+  m.def("overlap", [](const py::array& a, const py::array& b) { return overlap(a, b); }, py::arg("a"), py::arg("b"));
 
   m.def("tanh", &elementwise<float, fastrnn::tanh<float>>, py::arg("x").noconvert());
   m.def("tanh", &elementwise<double, fastrnn::tanh<double>>, py::arg("x").noconvert());

@@ -672,8 +672,8 @@ class BackwardPass {
     rows_ = larger(1, ceil_div(part_rows, larger(1, ceil_div(part_rows, kRowsAtOnce))));
     chunk_rows_ = rows_ * larger(1, smaller((parts_ > 1 ? kChunkRows : kSharedChunkRows) / rows_, call.time));
     division_ = parts_ > 1 ? Division{static_cast<int>(smaller(threads, parts_)), false}
-                           : divide(threads, smaller(rows_, call.batch), call.time, seq_.I + H, seq_.G * H,
-                                    output_blocks<T>(H).count(), 2 * seq_.cell.stages, sizeof(T));
+                           : divide(threads, smaller(rows_, call.batch), call.time, seq_.I + larger(H, seq_.width(0)),
+                                    seq_.G * H, output_blocks<T>(H).count(), 2 * seq_.cell.stages, sizeof(T));
 
     partial_ = arena.take<T>((parts_ - 1) * elements_);
     Arena counter(nullptr);

@@ -217,7 +217,7 @@ static void require_weights(const Weights<T>& w) {
   require(!w.layer_norm.data || w.cell != Cell::indrnn, "indrnn has no layer normalization");
   require(traits.cell_norm == (w.cell_norm.data != nullptr),
           "cell_norm must be given for a cell that has it, no other");
-  require_size({w.inputs + w.units, w.units, traits.gates, sizeof(T)});
+  require_size({w.inputs + traits.hidden * w.units, w.units, traits.gates, sizeof(T)});
 }
 
 template <class T>

@@ -47,8 +47,8 @@ class ForwardPass {
         cell_(seq_.cell),
         I_(seq_.I),
         H_(seq_.H),
-        division_(divide(threads, call.batch, call.time, I_ + H_, seq_.G * H_, cell_.fewest_blocks(seq_.sizes),
-                         cell_.stages, sizeof(T))) {
+        division_(divide(threads, call.batch, call.time, I_ + larger(H_, seq_.width(0)), seq_.G * H_,
+                         cell_.fewest_blocks(seq_.sizes), cell_.stages, sizeof(T))) {
     const Index B = call.batch;
     if (!call.tape && (!call.y || !is_kept_in_y())) h_ = arena.take<T>(2 * B * seq_.width(0));
     for (int s = 1; s < seq_.states; ++s)
@@ -171,22 +171,23 @@ class ForwardPass {
                       Standard<T> (*standards)[kRowsAtOnce], Team& team) {
     const StageInfo<T>& stage = cell_.stage[s];
     const Blocks<T> blocks = stage.blocks(seq_.sizes);
-    const auto for_each_tile = [&](auto&& f) {
-      for (Index block = mine.begin; block < mine.end; ++block)
+    const auto run_cell = [&](auto&& sums_of) {
+      for (Index block = mine.begin; block < mine.end; ++block) {
+        const Patch patch{rows.begin, rows.size(), blocks.first(block), blocks.used(block), blocks.is_half(block), 1};
         for_row_tiles({0, rows.size()}, [&](Index first, Index height) {
-          f(Patch{rows.begin, rows.size(), blocks.first(block), blocks.used(block), blocks.is_half(block), 1}, first,
-            height);
+          Tile sums;
+          sums_of(patch, first, height, sums.at);
+          stage.forward(at, patch, first, height, sums.at);
         });
+      }
     };
     const auto standardize = [&](const auto& of, Index n, Standard<T>* to) {
       for (Index r = 0; r < rows.size(); ++r) to[r] = standard_of(of[rows.begin + r], n);
     };
     if (stage.normalizes) {
       standardize(cell_state(at), H_, standards[0]);
-      for_each_tile([&](const Patch& patch, Index first, Index height) {
-        Tile sums;
-        normalize_state(at, patch, first, height, standards[0], sums.at);
-        stage.forward(at, patch, first, height, sums.at);
+      run_cell([&](const Patch& patch, Index first, Index height, T* sums) {
+        normalize_state(at, patch, first, height, standards[0], sums);
       });
     } else {
       if (s == 0)  // x.W of all stages is normalized as a whole
@@ -196,10 +197,8 @@ class ForwardPass {
       if (division_.by_units && !team.barrier()) return false;
       if (s == 0) standardize(product(at, true), seq_.G * H_, standards[0]);
       standardize(product(at, false, stage.first_gate), stage.gates * H_, standards[1]);
-      for_each_tile([&](const Patch& patch, Index first, Index height) {
-        Tile sums;
-        normalize_products(s, at, patch, first, height, standards, sums.at);
-        stage.forward(at, patch, first, height, sums.at);
+      run_cell([&](const Patch& patch, Index first, Index height, T* sums) {
+        normalize_products(s, at, patch, first, height, standards, sums);
       });
     }
     return !division_.by_units || team.barrier();

@@ -36,7 +36,9 @@ enum class Cell {
   lstm_cifg_peephole,
   lstm_projected,           ///< h = (o tanh(c)).P, narrower than c
   lstm_projected_peephole,  ///< both
-  lstm_fgr,                 ///< gates that see the gates of the step before: state 0 is [h i f o], U [4H, 4H]
+  /// Gates that see the gates of the step before: state 0 is [h i f o] side by side, 4H wide. What is said of h below
+  /// as a state (initial, final, zoneout, recurrent_factors) and of U's rows holds of all 4H; y is h.
+  lstm_fgr,
   lstm_fgr_peephole,
   // `_normalized`: h = o tanh(n) with n the layer normalization of c by cell_norm.
   lstm_normalized,
@@ -120,7 +122,7 @@ struct Weights {
   Cell cell;
   std::int64_t inputs, units;
   MatrixView<T> kernel;            ///< W [I, G*H]
-  MatrixView<T> recurrent_kernel;  ///< U [H, G*H] (lstm_fgr: [4H, 4H])
+  MatrixView<T> recurrent_kernel;  ///< U [H, G*H]
   MatrixView<T> bias;              ///< b [bias_rows, G*H]; data null: no bias
   MatrixView<T> parameters{};      ///< [P, H]
   std::int64_t outputs = 0;        ///< R, how wide h is, of a cell with a projection: from 1 to H. U is then [R, G*H].
@@ -192,7 +194,7 @@ struct Call {
   /// read [any, I], contiguous. Masked ids are not read; nothing checks the others.
   const std::int64_t* ids = nullptr;
   const T* embedding = nullptr;
-  const T* initial_state[kMaxStates] = {};  ///< read [B, H] each (lstm_fgr: [B, 4H], [B, H]); null: zeros
+  const T* initial_state[kMaxStates] = {};  ///< read [B, H] each; null: zeros
   /// Read [B, T]; null: all true. Where it is 0 the step is left out for that row: x is not read, the states stay, and
   /// y repeats what it was the step before (zeros before the first step), or is zero if masked_output_is_zero.
   const std::uint8_t* mask = nullptr;
@@ -203,7 +205,7 @@ struct Call {
   const T* input_factors = nullptr;
   const T* recurrent_factors = nullptr;
   /// Zoneout: read [B, T, H] for each state; null: none. A step's state is z * the one before + (1 - z) * the new one.
-  /// The tape then has one more slot for each state.
+  /// The tape then has one more slot for each vector of the states.
   const T* zoneout[kMaxStates] = {};
   std::int64_t zoneout_batch_stride[kMaxStates] = {}, zoneout_time_stride[kMaxStates] = {};
   int threads = 0;  ///< the most that this call may use; 0: num_threads()

@@ -3,15 +3,15 @@
 // A cell is a struct, templated on its activations (activations.hpp), with
 //   Activations            those
 //   traits                 its CellTraits; the slots of its tape are its saved values, then its states
-//   Stages = StageList<…>  what one time step does, in order. Most cells have one stage; a second one is for cells that
-//                          need a matrix product of something computed within the step.
+//   Stages = StageList<…>  what one time step does, in order. Most cells have one stage; further ones are for cells
+//   that
+//                          need a matrix product, or the normalization, of something computed within the step.
 //
 // A stage is a struct derived from Stage<first gate, gates, apart>, which says what it multiplies, with
 //   operand                what U multiplies, if not kHidden: the slot of an earlier stage, or kNothing
 //   projects               whether its U is the projection: then it has one gate, no x, and as many units as h is wide
-//   normalizes             whether its one sum is the layer normalization of c: then it has no gate; its backward
-//   leaves,
-//                          beside the gradient of the sum, doperand of the stage before
+//   normalizes             whether its one sum is the layer normalization of c: then it has no gate; beside the
+//                          gradient of the sum, its backward leaves doperand of the stage before
 //   states                 which states it concerns, a bit for each, if not all: it reads them; the first stage that
 //                          concerns a state leaves its gradient, the last one the state
 //   parameters             how many vectors of per-unit parameters it reads, if any
