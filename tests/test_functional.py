@@ -671,13 +671,14 @@ def test_arrays_of_another_dtype_are_refused(dtype, argument, given):
         what, must, remedy = (
             "recurrent_kernel",
             f"{got} like the kernel, got {dtype}",
-            "all weights have one dtype",
+            f'all weights have one dtype: convert it with recurrent_kernel.astype("{got}")',
         )
     elif argument == "kernel":
         what, must = argument, f"float32 or float64 in native byte order, got {got}"
         remedy = 'convert it with kernel.astype("float32")'
     elif argument in ("recurrent_kernel", "bias"):
-        what, must, remedy = argument, f"{dtype} like the kernel, got {got}", "all weights have one dtype"
+        what, must = argument, f"{dtype} like the kernel, got {got}"
+        remedy = f'all weights have one dtype: convert it with {argument}.astype("{dtype}")'
     else:
         what, must = argument, f"{dtype} like the weights, got {got}"
         remedy = f'convert it with {argument}.astype("{dtype}")'
