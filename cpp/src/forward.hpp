@@ -106,10 +106,12 @@ class ForwardPass {
   /// All steps of some rows: all units, or with a team that divides the units this thread's share. False: stopped.
   bool through_time(Range all, Team& team) {
     const Index together = hoisted_steps(all.size()), steps = seq_.schedule.steps(all);
-    for (Index k = 0; k < steps; ++k) {
+    CallRows<const T> zoneout[kMaxStates];
+    for (Index k = 0, hoisted_row = 0; k < steps; ++k, ++hoisted_row) {
+      if (hoisted_row == together) hoisted_row = 0;  // k % together
       const Range rows{all.begin, all.begin + seq_.schedule.active(all, k)};
       CellRows<T> at = step(k);
-      const CallRows<const T> zoneout[kMaxStates] = {seq_.zoneout(0, k), seq_.zoneout(1, k)};
+      for (int s = 0; seq_.zoneout() && s < kMaxStates; ++s) zoneout[s] = seq_.zoneout(s, k);
       if (seq_.zoneout()) at.zoneout = zoneout;
       Standard<T> standards[2][kRowsAtOnce];  // of x.W and of the product with U, by row
       for (int s = 0; s < cell_.stages; ++s) {
@@ -121,14 +123,13 @@ class ForwardPass {
           continue;
         }
         T* const hoisted = together && is_hoisted(stage) ? hoisted_here(s, team) : nullptr;
-        if (hoisted && !seq_.direct && k % together == 0)
+        if (hoisted && !seq_.direct && hoisted_row == 0)
           hoist(s, k, smaller(together, call_.time - k), together, rows, mine, hoisted);
         T* const scaled = gates_apart() ? scaled_ + team.index * scaled_size_ : nullptr;
         if (scaled) scale_operands(stage, at, k, rows, scaled);
         const T *x[kRowsAtOnce], *operand[kRowsAtOnce];
         set_rows(stage, at, k, rows, scaled, x, operand);
         if (seq_.direct) sum_directly(s, rows.size(), mine, x, operand, hoisted);
-        const Index hoisted_row = together ? k % together : 0;
         for (Index block = mine.begin, together_here; block < mine.end; block += together_here) {
           const Index width = blocks.width(block);
           const Index work = rows.size() * (stage.inputs(seq_.sizes) + stage.depth(seq_.sizes)) * stage.gates * width;
@@ -307,7 +308,7 @@ class ForwardPass {
     const Index alike = blocks.is_half(range.begin) || blocks.used(range.begin) < blocks.vectors
                             ? 1
                             : smaller(range.end, blocks.whole() / blocks.vectors) - range.begin;
-    return smaller(alike, larger(1, kWork / larger(1, work_of_one)));
+    return alike * work_of_one <= kWork ? alike : smaller(alike, larger(1, kWork / work_of_one));
   }
 
   /// What the sums of a block of units, from unit `first` on, are made of beside their rows.

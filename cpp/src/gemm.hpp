@@ -25,6 +25,7 @@ struct Range {
   Index size() const { return end - begin; }
 };
 FASTRNN_INLINE Range part(Index n, Index index, Index parts) {
+  if (parts == 1) return {0, n};  // without a division
   const Index share = n / parts, rest = n % parts;
   const Index begin = index * share + smaller(index, rest);
   return {begin, begin + share + (index < rest)};
@@ -83,8 +84,8 @@ FASTRNN_INLINE void row_pointers(T* (&rows)[M], T* first, Index stride) {
   for (int m = 0; m < M; ++m) rows[m] = first + m * stride;
 }
 
-/// How columns are cut into blocks of `vectors` <= kTileVectors vectors each. The last block may have fewer; where half
-/// a vector holds what is left over, the last block is one of those.
+/// How columns are cut into blocks of `vectors` <= kTileVectors vectors each, a power of two (no division at each
+/// step). The last block may have fewer; where half a vector holds what is left over, the last block is one of those.
 template <class T>
 struct Blocks {
   static constexpr Index kWhole = kLanes<Vec<T>>, kHalf = kLanes<HalfVec<T>>;
@@ -92,7 +93,7 @@ struct Blocks {
 
   bool has_half() const { return kHalf < kWhole && columns % kWhole > 0 && columns % kWhole <= kHalf; }
   Index whole() const { return ceil_div(columns - has_half() * (columns % kWhole), kWhole); }  ///< whole vectors
-  Index count() const { return ceil_div(whole(), vectors) + has_half(); }
+  Index count() const { return ((whole() + vectors - 1) >> __builtin_ctzll(vectors)) + has_half(); }
   bool is_half(Index block) const { return kHalf < kWhole && block * vectors >= whole(); }
   Index first(Index block) const { return smaller(block * vectors, whole()) * kWhole; }
   /// How many vectors a block has.
