@@ -25,7 +25,6 @@ struct Range {
   Index size() const { return end - begin; }
 };
 FASTRNN_INLINE Range part(Index n, Index index, Index parts) {
-  if (parts == 1) return {0, n};  // without a division
   const Index share = n / parts, rest = n % parts;
   const Index begin = index * share + smaller(index, rest);
   return {begin, begin + share + (index < rest)};
