@@ -163,8 +163,7 @@ class SimpleRNNCell(_Cell):
     """One step of `SimpleRNN`: its equation, arguments and weights; keras.layers.SimpleRNNCell.
 
     Args:
-        units, ...: as of `SimpleRNN`, but for what concerns whole sequences, zoneout, layer_norm and
-            proj_size.
+        units, ...: as of `SimpleRNN`, but for what concerns whole sequences, zoneout and layer_norm.
 
     >>> cell = SimpleRNNCell(4)
     >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -203,8 +202,7 @@ class IndRNNCell(_Cell):
     """One step of `IndRNN`: its equation, arguments and weights. Keras has no such cell.
 
     Args:
-        units, ...: as of `IndRNN`, but for what concerns whole sequences, zoneout, layer_norm and
-            proj_size.
+        units, ...: as of `IndRNN`, but for what concerns whole sequences, zoneout and layer_norm.
 
     >>> cell = IndRNNCell(4)
     >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -287,8 +285,7 @@ class GRUCell(_Cell):
     """One step of `GRU`: its equations, arguments and weights; keras.layers.GRUCell.
 
     Args:
-        units, ...: as of `GRU`, but for what concerns whole sequences, zoneout, layer_norm and
-            proj_size.
+        units, ...: as of `GRU`, but for what concerns whole sequences, zoneout and layer_norm.
 
     >>> cell = GRUCell(4)
     >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -1116,9 +1113,9 @@ class RNN(HasWeightsOfMembers, KeepsStates):
             kept = self._begin(x)
             if initial_state is None and kept is not None:
                 per_part = self._unflatten(kept)
-        # One after the other, each with all threads. (Two layers in a thread each, the second some steps behind the first,
-        # took 1.1 to 2 times as long on two cores: LSTM, batch 1, T [200, 1000], 32 to 128 units, in 4, 8 and 16 pieces.
-        # Both threads of a call read half of the weights each, and a thread that waits for a piece is no OpenMP thread.)
+        # One after the other, each with all threads. (Two layers in a thread each, the second a piece of the sequence behind
+        # the first, took 1.1 to 2.8 times as long on two cores: LSTM, inference, batch 1, T [200, 1000], 32 to 128 units,
+        # in 4, 8 and 16 pieces.)
         finals: list[list[Array]] = []
         for part, states in zip(self._parts, per_part, strict=True):
             x, *final = part.run(x, states, mask, training, self.trainable, tapes, checkpoint)

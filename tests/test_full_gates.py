@@ -58,9 +58,9 @@ def states(rows=B):
         ),
         ({"gate_kernel": [1.0]}, TypeError, "functional.lstm: gate_kernel must be a NumPy array, got list"),
         (
-            {"variant": "cifg", "gate_kernel": None, "kernel": np.zeros((I, 4 * H))},
+            {"variant": "cifg"},
             ValueError,
-            "functional.lstm: recurrent_kernel must have shape",
+            'functional.lstm: the variant "fgr" and a gate_kernel go together; give both or leave both out',
         ),
     ],
 )

@@ -285,7 +285,7 @@ class BackwardRows {
     return dsums_[s] + (blocks.first(block) * chunk_rows_ + r * blocks.width(block)) * cell_.stage[s].sums(seq_.sizes);
   }
 
-  /// The gradient of c, and those of stage s, from those of what was made of them.
+  /// From the gradients of what stage s normalized those of what it was before: of c, or of the stage's products.
   void undo_normalization(int s, const Chunk& chunk, Index t, Range rows, const Team& team) {
     const StageInfo<T>& stage = cell_.stage[s];
     const Index n = seq_.G * H_;

@@ -4,8 +4,7 @@
 //   Activations            those
 //   traits                 its CellTraits; the slots of its tape are its saved values, then its states
 //   Stages = StageList<…>  what one time step does, in order. Most cells have one stage; further ones are for cells
-//   that
-//                          need a matrix product, or the normalization, of something computed within the step.
+//                          that need a matrix product, or the normalization, of something computed within the step.
 //
 // A stage is a struct derived from Stage<first gate, gates, apart>, which says what it multiplies, with
 //   operand                what U multiplies, if not kHidden: the slot of an earlier stage, or kNothing
