@@ -75,7 +75,8 @@ def main() -> None:
     torch.set_num_threads(threads)
     fastrnn.set_num_threads(threads)
     losses = train()[1]
-    print(f"process {dist.get_rank()} of {dist.get_world_size()}: loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+    line = f"process {dist.get_rank()} of {dist.get_world_size()}: loss {losses[0]:.3f} -> {losses[-1]:.3f}\n"
+    print(line, end="", flush=True)  # in one write: the processes share a terminal
     dist.barrier()  # nobody leaves while another process still needs it
     dist.destroy_process_group()
 
