@@ -31,8 +31,12 @@ template <class T>
 struct SumInputs {
   const T* hoisted;  ///< null, or sums of row 0 so far, the other rows hoisted_stride further on; then there is no x
   Index hoisted_stride, hoisted_block_stride;
+  /// Null, or where, beside the sums of one row, b + x.W of the kStepsAhead steps that are summed next grows: by what
+  /// their x in [ahead_depth.begin, ahead_depth.end) add to it.
+  T* ahead;
+  Range ahead_depth;
   const T* bias;
-  const T* const* x;    ///< by row
+  const T* const* x;    ///< by row; with `ahead`, of the steps
   Index x_gate_stride;  ///< from the left side of one gate to that of the next, where they have their own
   const T* kernel;
   Index inputs;
@@ -44,6 +48,7 @@ struct SumInputs {
   /// To the next block of as many units, `width`.
   FASTRNN_INLINE void next_block(Index accumulators, Index gates, Index width) {
     if (hoisted) hoisted += hoisted_block_stride;
+    if (ahead) ahead += hoisted_block_stride;
     bias += accumulators * width;
     kernel += inputs * gates * width;
     recurrent += units * gates * width;
@@ -153,6 +158,73 @@ struct GateSum {
   static constexpr int left(int v) { return gates_apart ? v / N : 0; }
 };
 
+/// Of how many steps b + x.W grows beside the sums of one row: tiles with as many rows as there are registers for.
+/// (With fewer tiles W is read more often, and drives U from its cache.)
+constexpr int kTileAhead = kTileRows - 1, kTilesAhead = 4, kStepsAhead = kTilesAhead * kTileAhead;
+
+/// acc += operand.U of one row, and between that what SumInputs says of `ahead`: the one waits for weights from a
+/// cache, the other for the multipliers.
+template <int gates, int apart, class V, int N, class T, int A>
+__attribute__((noinline)) void tile_sums_ahead(V (&acc)[A], const SumInputs<T>& from) {
+  constexpr int L = kLanes<V>, columns = gates * N, rows = kTileAhead;
+  const T *operand = from.operand[0], *recurrent = from.recurrent;
+  V own[A];
+  for (int i = 0; i < A; ++i) own[i] = acc[i];
+  const auto add_operand = [&](int k) FASTRNN_ALWAYS {
+    const V left = broadcast<V>(operand[k]);
+#pragma GCC unroll 8
+    for (int v = 0; v < columns; ++v) {
+      V& sum = own[GateSum<gates, apart, N, true, false>::of(v)];
+      sum = fma(left, load<V>(recurrent + (k * columns + v) * L), sum);
+    }
+  };
+  const Index begin = from.ahead_depth.begin, depth = from.ahead_depth.size();
+  const Index both = smaller(depth, from.units / (kTilesAhead * rows));
+  for (int tile = 0; tile < kTilesAhead; ++tile) {
+    const T *x[rows], *kernel = from.kernel + begin * columns * L;
+    T* const to = from.ahead + tile * rows * A * L;
+    V next[rows][columns];
+    for (int m = 0; m < rows; ++m) {
+      x[m] = from.x[tile * rows + m] + begin;
+      const T* const at = begin == 0 ? from.bias : to + m * A * L;
+      for (int v = 0; v < columns; ++v) next[m][v] = load<V>(at + v * L);
+    }
+    const auto add_x = [&](Index k, int m, const V(&right)[columns]) FASTRNN_ALWAYS {
+      const V left = broadcast<V>(x[m][k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < columns; ++v) next[m][v] = fma(left, right[v], next[m][v]);
+    };
+    const auto load_kernel = [&](V(&right)[columns]) FASTRNN_ALWAYS {
+#pragma GCC unroll 8
+      for (int v = 0; v < columns; ++v) right[v] = load<V>(kernel + v * L);
+      kernel += columns * L;
+    };
+    V right[columns];
+    Index k = 0;
+    for (; k < both; ++k) {
+      load_kernel(right);
+#pragma GCC unroll 8
+      for (int m = 0; m < rows; ++m) {
+        add_x(k, m, right);
+        add_operand(m);
+      }
+      operand += rows;
+      recurrent += rows * columns * L;
+    }
+    for (; k < depth; ++k) {
+      load_kernel(right);
+#pragma GCC unroll 8
+      for (int m = 0; m < rows; ++m) add_x(k, m, right);
+    }
+    for (int m = 0; m < rows; ++m) {
+      for (int v = 0; v < columns; ++v) store(to + (m * A + v) * L, next[m][v]);
+      for (int v = columns; v < A; ++v) store(to + (m * A + v) * L, load<V>(from.bias + v * L));
+    }
+  }
+  for (Index k = both * kTilesAhead * rows; k < from.units; ++k, ++operand, recurrent += columns * L) add_operand(0);
+  for (int i = 0; i < A; ++i) acc[i] = own[i];
+}
+
 /// The sums of M rows from `first` on, [row][sum][vector], for a block of N vectors V per sum.
 template <int gates, int apart, class V, int N, int M, bool gates_apart, class T, int A>
 FASTRNN_INLINE void tile_sums(V (&sums)[M][A], const SumInputs<T>& from, Index first) {
@@ -172,6 +244,8 @@ FASTRNN_INLINE void tile_sums(V (&sums)[M][A], const SumInputs<T>& from, Index f
                                                                from.inputs);
   }
   for (int m = 0; m < M; ++m) row[m] = from.operand[first + m];
+  if constexpr (M == 1 && !gates_apart)
+    if (from.ahead) return tile_sums_ahead<gates, apart, V, N>(sums[0], from);
   row_pointers(column, from.recurrent, L);
   multiply_add<GateSum<gates, apart, N, true, gates_apart>>(sums, row, 1, from.operand_gate_stride, column,
                                                             gates * N * L, from.units);
