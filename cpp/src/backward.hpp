@@ -356,6 +356,8 @@ class BackwardRows {
     at.doperand = {doperand_, d_stride_};
     at.dc = {dc_, d_stride_};
     at.dy = {seq_.schedule, call_.dy, call_.dy_batch_stride, call_.dy_time_stride, t};
+    at.slots_ahead = -seq_.steps_ahead() * seq_.tape_slots() * H_;
+    at.dy_ahead = -seq_.steps_ahead() * call_.dy_time_stride;
     for (int i = 0; i < seq_.states; ++i) {
       at.prev[i] = state_before(t, i);
       at.d[i] = {d_[i], d_stride_};

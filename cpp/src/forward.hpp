@@ -83,6 +83,8 @@ class ForwardPass {
       v.slots = seq_.tape_slot(call_.tape, k, 0);
     else if (slots_)
       v.slots = {slots_, seq_.tape_slots() * H_};
+    v.slots_ahead = call_.tape ? seq_.steps_ahead() * seq_.tape_slots() * H_ : 0;
+    v.y_ahead = seq_.steps_ahead() * call_.y_time_stride;
     if (call_.tape || !is_kept_in_y()) v.y = {seq_.schedule, call_.y, call_.y_batch_stride, call_.y_time_stride, k};
     for (int s = 0; s < seq_.states; ++s) {
       v.next[s] = state_rows(s, k);

@@ -81,6 +81,13 @@ class Sequence {
   }
   /// Those of a cell's tape, with zoneout the states as they were before it, and with layer normalization the products.
   Index tape_slots() const { return product_slot(true) + (sizes.normalized ? 2 * G : 0); }
+  /// How many steps before a step its part of the tape is fetched: a row's next step lies behind those of no other row,
+  /// where processors don't look by themselves. (A tenth of training a GRU with 32 units and 128 rows.) None for a tape
+  /// that is likely to be in a cache: it costs up to a hundredth.
+  Index steps_ahead() const {
+    constexpr Index kCached = 1 << 22;
+    return call_.batch * call_.time * tape_slots() * H * Index(sizeof(T)) > kCached ? 2 : 0;
+  }
   /// The first slot of x.W (input), or of what U multiplies times U, by gates.
   int product_slot(bool input) const {
     return cell.traits.tape_slots + (zoneout() ? state_slots(cell.traits) : 0) + static_cast<int>(input ? 0 : G);

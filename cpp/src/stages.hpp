@@ -75,6 +75,7 @@ struct CellRows {
   Rows<T> next[kMaxStates];          ///< the states after it
   Rows<T> slots;                     ///< the cell's saved values; data null: not kept
   CallRows<T> y;                     ///< a copy of h; false: not wanted
+  Index slots_ahead, y_ahead;        ///< how far ahead of a row's slots and y to fetch; 0: not worth it
   CallRows<const T> factors;         ///< of h_prev, for a cell that multiplies it by itself; false: none
   const CallRows<const T>* zoneout;  ///< of each state; null: none of any
 };
@@ -88,6 +89,7 @@ struct CellRowsBack {
   const Activation* activations;
   Rows<const T> slots, prev[kMaxStates];
   CallRows<const T> dy, factors;     ///< false: none
+  Index slots_ahead, dy_ahead;       ///< as in CellRows; negative, as steps go backwards here
   const CallRows<const T>* zoneout;  ///< of each state; null: none of any
   Rows<T> d[kMaxStates];
   Rows<const T> doperand;
@@ -304,6 +306,13 @@ FASTRNN_INLINE void store_rows(T* to, Index stride, const Group<V, R>& from, Fir
   for (int r = 0; r < R; ++r) store(to + r * stride, from.v[r], valid);
 }
 
+/// Fetch n vectors, `stride` apart, into a cache.
+template <bool written, class T>
+FASTRNN_INLINE void fetch(const T* from, Index stride, int n) {
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) __builtin_prefetch(from + i * stride, written, 3);
+}
+
 /// Stage S of a cell on one vector of the units of R rows from row `row` on; `plain`: there is no zoneout.
 template <class Cell, class S, bool plain, class T, class V, int R>
 FASTRNN_INLINE void finish_group(const CellRows<T>& at, Index row, Index unit,
@@ -324,6 +333,11 @@ FASTRNN_INLINE void finish_group(const CellRows<T>& at, Index row, Index unit,
     if (at.factors)
       for (int r = 0; r < R; ++r) prev[0].v[r] = mul(prev[0].v[r], load<V>(at.factors[row + r] + unit, valid));
   S::forward(functions, parameter, a, slot, prev, next);
+  if (concerns(written, 0) && at.slots_ahead)
+    for (int r = 0; r < R; ++r) {
+      fetch<true>(at.slots[row + r] + unit + at.slots_ahead, at.units, slots);
+      if (at.y) fetch<true>(at.y[row + r] + unit + at.y_ahead, 0, 1);
+    }
   if (at.slots.data)
     for (int i = S::first_slot; i < S::first_slot + S::slots; ++i)
       store_rows(at.slots[row] + i * at.units + unit, at.slots.stride, slot[i], valid);
@@ -437,6 +451,10 @@ void cell_backward(const CellRowsBack<T>& step, const Patch& patch, T* dsums) {
               f(i, part == 0 ? i : states - 1 + part, part * at.units + unit);
         };
         for (int i = 0; i < saved; ++i) slot[i] = load<V>(from + i * at.units, valid);
+        if (last && at.slots_ahead) {
+          fetch<false>(from + at.slots_ahead, at.units, Cell::traits.tape_slots);
+          if (at.dy) fetch<false>(at.dy[row] + unit + at.dy_ahead, 0, 1);
+        }
         for (int i = 0; i < states; ++i)
           if (concerns(S::states, i)) {
             const bool mixed = at.zoneout && at.zoneout[i];
