@@ -247,7 +247,13 @@ FASTRNN_INLINE void tile_sums(V (&sums)[M][A], const SumInputs<T>& from, Index f
   }
   for (int m = 0; m < M; ++m) row[m] = from.operand[first + m];
   if constexpr (M == 1 && !gates_apart)
-    if (from.ahead) return tile_sums_ahead<gates, apart, V, N>(sums[0], from);
+    if (from.ahead) {
+      V one[A];  // `sums` itself would be kept in memory
+      for (int i = 0; i < A; ++i) one[i] = sums[0][i];
+      tile_sums_ahead<gates, apart, V, N>(one, from);
+      for (int i = 0; i < A; ++i) sums[0][i] = one[i];
+      return;
+    }
   row_pointers(column, from.recurrent, L);
   multiply_add<GateSum<gates, apart, N, true, gates_apart>>(sums, row, 1, from.operand_gate_stride, column,
                                                             gates * N * L, from.units);
