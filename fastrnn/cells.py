@@ -624,7 +624,7 @@ class _Loop:
         for reset in ("reset_dropout_mask", "reset_recurrent_dropout_mask"):
             getattr(self.cell, reset, lambda: None)()
         states = self._given(states, batch)
-        y = np.zeros((batch, _output_size(self.cell)), dtype)
+        output = y = np.zeros((batch, _output_size(self.cell)), dtype)
         outputs, steps = [], []
         for t in reversed(range(time)) if go_backwards else range(time):
             x_t, rows = x[:, t], None if real is None else real[:, t]
@@ -644,14 +644,14 @@ class _Loop:
             states = (
                 new if rows is None else [_where(rows, s, old) for s, old in zip(new, states, strict=True)]
             )
+            output = _where(rows, y, np.zeros_like(y)) if zero_output and rows is not None else y
             if return_sequences:
-                zeros = zero_output and rows is not None
-                outputs.append(_where(rows, y, np.zeros_like(y)) if zeros else y)
+                outputs.append(output)
         if return_sequences:
-            y = np.stack(outputs, 1) if outputs else np.zeros((batch, 0, y.shape[-1]), dtype)
+            output = np.stack(outputs, 1) if outputs else np.zeros((batch, 0, y.shape[-1]), dtype)
         if tapes is not None:
-            tapes.append(_Steps(x.shape, steps, [y, *states], []))
-        return [y, *states]
+            tapes.append(_Steps(x.shape, steps, [output, *states], []))
+        return [output, *states]
 
     def _given(self, states: Any, batch: int) -> list[Array]:
         where, dtype = self.options[:2]
@@ -707,21 +707,18 @@ class _Loop:
                 )
         dx = np.zeros(tape.shape, dtype)
         dweights: list[Array] = [np.zeros_like(w) for w in getattr(self.cell, "weights", [])]
-        carried = np.zeros_like(
-            dy[:, 0] if return_sequences and tape.shape[1] else dy
-        )  # to the step repeated
-        if not return_sequences:
-            carried = dy
         time = tape.shape[1]
+        zeros = np.zeros_like(dy[:, 0] if return_sequences and time else dy)
+        carried = zeros  # to the step repeated
         for position in reversed(range(time)):
             saved, rows = tape.steps[position]
             t = time - 1 - position if go_backwards else position
-            d = dy[:, position] if return_sequences else np.zeros_like(dy)
+            d = dy[:, position] if return_sequences else dy if position == time - 1 else zeros
             if rows is None:
                 dx[:, t], dstates, dw = self.cell.backward(d + carried, dstates, saved)
                 carried = np.zeros_like(d)
             else:
-                if return_sequences and zero_output:
+                if zero_output:
                     d = _where(rows, d, np.zeros_like(d))
                 total = d + carried
                 carried = _where(rows, np.zeros_like(d), total)
@@ -878,7 +875,7 @@ class RNN(HasWeightsOfMembers, KeepsStates):
         go_backwards: read x from its end to its beginning; outputs come in the order of computation.
         stateful: begin each call with the states that the last one ended with, until `reset_state`.
         unroll: accepted as in Keras; it changes nothing in the result, nor in speed.
-        zero_output_for_mask: outputs of masked steps are zeros; only with return_sequences.
+        zero_output_for_mask: the outputs of masked steps are zeros, the last output of a row that ends masked too.
         trainable: if False, `trainable_weights` and `losses` are empty.
         dtype: "float32" or "float64"; that of the cells of ours, if there is one. Default: theirs, or "float32".
         name: a str without "/".

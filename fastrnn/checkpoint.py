@@ -105,7 +105,7 @@ class Tape:
 
         The kernels, which see the segment alone, have zeros there.
         """
-        if self.mask is None or (self.return_sequences and self.options["zero_output_for_mask"]):
+        if self.mask is None or self.options["zero_output_for_mask"]:
             return None
         real = self.mask[:, at]
         if self.options["go_backwards"]:

@@ -428,7 +428,11 @@ def call(
         operands["x"] = operands["x"] * operands.pop("dropout_mask")[:, None, :]
     states = "hc"[: _states_of(settings.cell)] if settings.return_state else ""
     results = ("y" if settings.return_sequences else "last", *states)
-    return tuple(_bind(_run, settings, _alike(operands), results).values())
+    y, *final = _bind(_run, settings, _alike(operands), results).values()
+    if "mask" in operands and settings.zero_output_for_mask and not settings.return_sequences:
+        last = slice(1) if settings.go_backwards else slice(-1, None)
+        y = jnp.where(operands["mask"][:, last].all(axis=1, keepdims=True), y, 0)
+    return (y, *final)
 
 
 def _states_of(cell: str) -> int:

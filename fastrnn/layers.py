@@ -989,7 +989,7 @@ class SimpleRNN(_Recurrent):
             Hinton, 2016).
         zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training; otherwise
             the states are mixed in that proportion (Krueger et al., 2016).
-        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        zero_output_for_mask: the outputs of masked steps are zeros, the last output of a row that ends masked too.
         embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
             as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
             number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
@@ -1086,7 +1086,7 @@ class IndRNN(_Recurrent):
             Hinton, 2016). Computed in NumPy: much slower.
         zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training; otherwise
             the states are mixed in that proportion (Krueger et al., 2016).
-        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        zero_output_for_mask: the outputs of masked steps are zeros, the last output of a row that ends masked too.
         embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
             as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
             number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
@@ -1207,7 +1207,7 @@ class LSTM(_Recurrent):
             slower.
         zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training, for h and
             c apart; otherwise the states are mixed in that proportion (Krueger et al., 2016).
-        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        zero_output_for_mask: the outputs of masked steps are zeros, the last output of a row that ends masked too.
         embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
             as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
             number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
@@ -1371,7 +1371,7 @@ class GRU(_Recurrent):
             Hinton, 2016).
         zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training; otherwise
             the states are mixed in that proportion (Krueger et al., 2016).
-        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        zero_output_for_mask: the outputs of masked steps are zeros, the last output of a row that ends masked too.
         embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
             as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
             number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the

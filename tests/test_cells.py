@@ -399,10 +399,14 @@ def test_rnn_of_a_cell_takes_masks_as_its_layer_does(cell, return_sequences, go_
 
 
 @sequences_or_last
+@pytest.mark.parametrize("zero_output", [False, True], ids=["repeated", "zeros"])
 @both_directions
 @initial_or_zeros
-def test_masks_of_stacks_of_our_cells_are_those_of_keras(return_sequences, go_backwards, initial):
+def test_masks_of_stacks_of_our_cells_are_those_of_keras(
+    return_sequences, zero_output, go_backwards, initial
+):
     options = dict(return_sequences=return_sequences, return_state=True, go_backwards=go_backwards)
+    options["zero_output_for_mask"] = zero_output
     ours = RNN([LSTMCell(4, dtype="float64"), GRUCell(3, dtype="float64")], **options)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((B, T, INPUTS))
@@ -571,11 +575,8 @@ def test_a_stack_is_a_cell_whose_steps_give_what_one_call_gives():
 # ---- A cell of one's own ----
 
 
-@pytest.mark.parametrize(
-    "return_sequences, zero_output",  # which concerns sequences; Keras' backends differ for the last output
-    [(False, False), (True, False), (True, True)],
-    ids=["last", "sequences", "zeros"],
-)
+@sequences_or_last
+@pytest.mark.parametrize("zero_output", [False, True], ids=["repeated", "zeros"])
 @both_directions
 @initial_or_zeros
 @pytest.mark.parametrize("mask", [None, MASK], ids=["no_mask", "mask"])

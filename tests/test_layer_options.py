@@ -104,9 +104,8 @@ def test_outputs_and_gradients_with_a_mask_are_those_of_keras(
 ):
     problem = random_problem(cell, B, T, INPUTS, H)
     options = dict(return_sequences=return_sequences, return_state=return_state, go_backwards=go_backwards)
-    # On Keras' backends zero_output_for_mask differs for the last output alone; here it concerns sequences.
-    ours = build(cell, problem.weights, zero_output_for_mask=zero_output, **options)
-    options["zero_output_for_mask"] = zero_output and return_sequences
+    options["zero_output_for_mask"] = zero_output
+    ours = build(cell, problem.weights, **options)
     states = problem.initial_state if initial else None
     outputs = compare_with_keras(ours, problem.x, mask_of_kind(kind), states, **options)
     if not return_sequences:
