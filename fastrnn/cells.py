@@ -82,20 +82,18 @@ class _Cell:
 
     @property
     def state_size(self) -> int | list[int]:
-        """The number of units; a list of one for each state if there are several."""
-        units = self._layer.units
-        return units if self._layer._states == 1 else [units] * self._layer._states
+        """The width of the state; a list of one for each state if there are several."""
+        first, *others = self._layer._widths
+        return [first, *others] if others else first
 
     @property
     def output_size(self) -> int:
-        """The number of units."""
-        return self._layer.units
+        """The number of units, or with proj_size that."""
+        return self._layer._widths[0]
 
     def get_initial_state(self, batch_size: int) -> list[Array]:
         """Zeros [batch_size, H], a list of one for each state."""
-        return [
-            np.zeros((batch_size, self._layer.units), self._layer.dtype) for _ in range(self._layer._states)
-        ]
+        return [np.zeros((batch_size, width), self._layer.dtype) for width in self._layer._widths]
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Makes the weights, as the first call does by itself.
@@ -113,8 +111,9 @@ class _Cell:
         Args:
             x_t: floating array [B, I].
             states: a list of arrays [B, H], [h] or for LSTM [h, c]; None: zeros. One array alone is h.
-            training: whether dropout and recurrent_dropout are used. Their masks are drawn at the first such step and
-                kept for the next ones, until `reset_dropout_mask` and `reset_recurrent_dropout_mask`.
+            training: whether dropout, recurrent_dropout and the masks of zoneout are used. Those of dropout are drawn at
+                the first such step and kept for the next ones, until `reset_dropout_mask` and
+                `reset_recurrent_dropout_mask`; those of zoneout are drawn at each.
 
         Returns:
             (y_t, states): the output [B, H], and the new states, a list; one array if `states` was one.
@@ -163,7 +162,7 @@ class SimpleRNNCell(_Cell):
     """One step of `SimpleRNN`: its equation, arguments and weights; keras.layers.SimpleRNNCell.
 
     Args:
-        units, ...: as of `SimpleRNN`, but for what concerns whole sequences, zoneout and layer_norm.
+        units, ...: as of `SimpleRNN`, but for what concerns whole sequences, and embedding.
 
     >>> cell = SimpleRNNCell(4)
     >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -191,6 +190,8 @@ class SimpleRNNCell(_Cell):
         recurrent_dropout: float = 0.0,
         seed: int | None = None,
         *,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
@@ -202,7 +203,7 @@ class IndRNNCell(_Cell):
     """One step of `IndRNN`: its equation, arguments and weights. Keras has no such cell.
 
     Args:
-        units, ...: as of `IndRNN`, but for what concerns whole sequences, zoneout and layer_norm.
+        units, ...: as of `IndRNN`, but for what concerns whole sequences, and embedding.
 
     >>> cell = IndRNNCell(4)
     >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -230,6 +231,8 @@ class IndRNNCell(_Cell):
         recurrent_dropout: float = 0.0,
         seed: int | None = None,
         *,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
@@ -241,8 +244,7 @@ class LSTMCell(_Cell):
     """One step of `LSTM`: its equations, arguments and weights; keras.layers.LSTMCell.
 
     Args:
-        units, ...: as of `LSTM`, but for what concerns whole sequences, zoneout, layer_norm and
-            proj_size.
+        units, ...: as of `LSTM`, but for what concerns whole sequences, and embedding.
 
     >>> cell = LSTMCell(4)
     >>> y_t, (h, c) = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -274,6 +276,9 @@ class LSTMCell(_Cell):
         *,
         variant: str | None = None,
         peephole: bool | None = None,
+        proj_size: int | None = None,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
@@ -285,7 +290,7 @@ class GRUCell(_Cell):
     """One step of `GRU`: its equations, arguments and weights; keras.layers.GRUCell.
 
     Args:
-        units, ...: as of `GRU`, but for what concerns whole sequences, zoneout and layer_norm.
+        units, ...: as of `GRU`, but for what concerns whole sequences, and embedding.
 
     >>> cell = GRUCell(4)
     >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -315,6 +320,8 @@ class GRUCell(_Cell):
         reset_after: bool = True,
         seed: int | None = None,
         *,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,

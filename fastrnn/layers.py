@@ -398,20 +398,20 @@ class _Recurrent(KeepsStates):
     def _masked_step(
         self, x_t: ArrayLike, states: StatesLike | None, training: bool | None, masks: dict[str, Array]
     ) -> tuple[Array, list[Array]]:
-        """`step`, in training with dropout; its masks are those in `masks`, where those that are missing are put."""
+        """`step`, in training with dropout and zoneout; the masks of dropout are those in `masks`, where those that are
+        missing are put."""
         self._check_training(training)
         rates = {"dropout_mask": self.dropout, "recurrent_dropout_mask": self.recurrent_dropout}
-        needed = {name for name, rate in rates.items() if rate and training}
-        if not needed or np.ndim(x_t) != 2:  # what step refuses
+        needed = {name for name, rate in rates.items() if rate}
+        if not training or not self._drops or np.ndim(x_t) != 2:  # others step refuses
             return self.step(x_t, states)
         x, packed = self._prepare(x_t, "x_t", "[batch, features]", ".step")
         if states is not None:
             states = self._prepare_states(states, "states", ".step")
-        if not needed <= masks.keys():
-            masks.update(self._masks(x, True) | masks)
-        options: dict[str, Any] = {"return_state": True, **masks}
+        drawn = self._masks(x[:, None], True) if self.zoneout or not needed <= masks.keys() else {}
+        masks.update({name: drawn[name] for name in needed - masks.keys()})
         assert not isinstance(packed, Embedded)  # which cells don't have
-        _, *new = functional.run(packed, x[:, None], initial_state=states, **options)
+        _, *new = functional.run(packed, x[:, None], initial_state=states, return_state=True, **drawn | masks)
         return new[0], new
 
     # ---- weights
