@@ -30,19 +30,31 @@ import copy
 import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastrnn.activations import ActivationLike
-from fastrnn.arguments import CHECKS, LayerDType, floating, plain
+from fastrnn.arguments import (
+    CHECKS,
+    OF_WEIGHTS,
+    LayerDType,
+    OfLSTMWeights,
+    OfWeights,
+    floating,
+    given_of_weights,
+    plain,
+)
 from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array, Gradients, mask_of
 from fastrnn.initializers import InitializerLike
 from fastrnn.layers import GRU, LSTM, IndRNN, SimpleRNN, StatesLike, Tape, _Recurrent
 from fastrnn.regularizers import RegularizerLike
 from fastrnn.states import KeepsStates
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["RNN", "GRUCell", "IndRNNCell", "LSTMCell", "SimpleRNNCell", "StackedRNNCells"]
 
@@ -56,14 +68,15 @@ class _Cell:
     _of_layer = frozenset(
         """weights trainable_weights non_trainable_weights kernel recurrent_kernel bias built get_weights set_weights
         count_params losses apply_constraints trainable""".split()
-    )
+    ).union(OF_WEIGHTS)
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         # `arguments` are the locals() of the cell's own __init__.
-        self._arguments = [name for name in arguments if name in CHECKS]
-        self._layer = _layer(
-            self._layer_class, type(self).__name__, {name: arguments[name] for name in self._arguments}
-        )
+        where = type(self).__name__
+        of_weights = given_of_weights(where, self._layer_class, arguments["of_weights"])
+        arguments = {name: value for name, value in arguments.items() if name in CHECKS} | of_weights
+        self._arguments = list(arguments)
+        self._layer = _layer(self._layer_class, where, arguments)
         self._masks = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -195,6 +208,7 @@ class SimpleRNNCell(_Cell):
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfWeights],
     ) -> None:
         super().__init__(locals())
 
@@ -236,6 +250,7 @@ class IndRNNCell(_Cell):
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfWeights],
     ) -> None:
         super().__init__(locals())
 
@@ -282,6 +297,7 @@ class LSTMCell(_Cell):
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfLSTMWeights],
     ) -> None:
         super().__init__(locals())
 
@@ -325,6 +341,7 @@ class GRUCell(_Cell):
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfWeights],
     ) -> None:
         super().__init__(locals())
 

@@ -25,7 +25,7 @@ import operator
 import reprlib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy import ndarray
@@ -34,12 +34,27 @@ from numpy.typing import ArrayLike
 from fastrnn import checkpoint as checkpoints
 from fastrnn import functional, initializers
 from fastrnn.activations import Activation, ActivationLike
-from fastrnn.arguments import CHECKS, SETTABLE, LayerDType, floating, ids, plain, show, to_config
+from fastrnn.arguments import (
+    CHECKS,
+    SETTABLE,
+    LayerDType,
+    OfLSTMWeights,
+    OfWeights,
+    floating,
+    given_of_weights,
+    ids,
+    plain,
+    show,
+    to_config,
+)
 from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array
 from fastrnn.initializers import Initializer, InitializerLike, Shape
 from fastrnn.regularizers import RegularizerLike
 from fastrnn.states import KeepsStates
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["GRU", "LSTM", "IndRNN", "SimpleRNN"]
 
@@ -144,6 +159,10 @@ class _Recurrent(KeepsStates):
     kernel_constraint: Any
     recurrent_constraint: Any
     bias_constraint: Any
+    layer_norm_regularizer: Any = None
+    layer_norm_constraint: Any = None
+    embedding_regularizer: Any = None
+    embedding_constraint: Any = None
     dropout: float
     recurrent_dropout: float
     return_sequences: bool
@@ -169,13 +188,22 @@ class _Recurrent(KeepsStates):
     def __init__(self, arguments: dict[str, Any]) -> None:
         # `arguments` are the locals() of the layer's own __init__, whose signature is the one list of them.
         self.__dict__.setdefault("_where", type(self).__name__)  # what error messages begin with
-        self._arguments = [name for name in arguments if name in CHECKS]
+        of_weights = given_of_weights(self._where, type(self), arguments["of_weights"])
+        arguments = {name: value for name, value in arguments.items() if name in CHECKS} | of_weights
+        self._arguments = list(arguments)
         for name in self._arguments:
             self.__dict__[name] = CHECKS[name](self._where, name, arguments[name])
         self._numpy_dtype = np.dtype(self.dtype)
         if isinstance(self.embedding, ndarray):
             self._table = self._floating(self.embedding, "embedding")
             self.__dict__["embedding"] = self.embedding.shape
+        weights = {name.removesuffix("_kernel") for name in self._weight_shapes(0)}
+        for name in of_weights:
+            if name.rpartition("_")[0] not in weights:
+                raise ValueError(
+                    f"{self._where}: {name} must be None in a layer without that weight, got "
+                    f"{show(name, getattr(self, name))}; leave it out"
+                )
         self._entropy = np.random.SeedSequence(self.seed).entropy
         self._drops = bool(self.dropout or self.recurrent_dropout or self.zoneout)
         self._has_regularizers = any(
@@ -307,7 +335,8 @@ class _Recurrent(KeepsStates):
         if stateful:
             outputs = self._end_with(outputs, return_state)
         if self._has_regularizers:
-            self._penalize(tape, outputs)
+            embedding = options.get("embedding")
+            self._penalize(tape, outputs, [] if embedding is None else [embedding])
         return outputs, tape
 
     def backward(self, dy: StatesLike, tape: Tape) -> functional.Gradients:
@@ -345,13 +374,8 @@ class _Recurrent(KeepsStates):
         elif isinstance(dy, (list, tuple)):
             gradients = self._prepare_states(dy, "dy")
         if tape._penalties is not None:
-            found = self._penalized_backward(gradients, tape, tape._penalties)
-        else:
-            found = self._run_backward(gradients, tape)
-        if tape._ids is not None:
-            given_ids, mask, rows = tape._ids
-            found.weights.append(functional.embedding_gradient(given_ids, found.x, rows, mask))
-        return found
+            return self._penalized_backward(gradients, tape, tape._penalties)
+        return self._run_backward(gradients, tape)
 
     def step(
         self, x_t: ArrayLike, states: StatesLike | None = None, *, out: Sequence[Array] | None = None
@@ -722,7 +746,7 @@ class _Recurrent(KeepsStates):
 
     def _by_weight(self, kind: str) -> list[tuple[int, str, Any]]:
         """(index, argument, value) of the weights that have a "regularizer" or "constraint"."""
-        names = (f"{name.removesuffix('_kernel')}_{kind}" for name in self._shapes(0))
+        names = (f"{name.removesuffix('_kernel')}_{kind}" for name in self._weight_shapes(0))
         values = ((index, name, getattr(self, name, None)) for index, name in enumerate(names))
         return [entry for entry in values if entry[2] is not None]
 
@@ -735,21 +759,25 @@ class _Recurrent(KeepsStates):
     def _weight_losses(penalties: list[tuple[int, str, Any, Array]]) -> list[float]:
         return [float(regularizer(array)) for _, _, regularizer, array in penalties]
 
-    def _penalize(self, tape: Tape, outputs: Outputs) -> None:
+    def _penalize(self, tape: Tape, outputs: Outputs, embedding: list[Array]) -> None:
         """Notes in the tape what the regularizers say of the outputs, each divided by the batch size, and weights."""
         regularizer = self.activity_regularizer
         outputs = [] if regularizer is None else list(outputs) if isinstance(outputs, tuple) else [outputs]
-        tape._penalties = Penalties(outputs, self._weight_penalties(tape._core.weights.arrays))
+        tape._penalties = Penalties(outputs, self._weight_penalties([*tape._core.weights.arrays, *embedding]))
         losses = [float(regularizer(output)) / max(1, len(output)) for output in outputs]
         tape.losses = losses + self._weight_losses(tape._penalties.weights)
 
     def _run_backward(self, dy: Any, tape: Tape) -> functional.Gradients:
         if tape._core_has_states and not tape._return_state:
             dy = [dy] + [None] * self._states  # the states that only the layer kept
-        core = tape._core
-        if isinstance(core, checkpoints.Tape):
-            return checkpoints.run_backward(dy, core)
-        return functional.run_backward(dy, core)
+        run: Any = functional.run_backward
+        if isinstance(tape._core, checkpoints.Tape):
+            run = checkpoints.run_backward
+        gradients: functional.Gradients = run(dy, tape._core)
+        if tape._ids is not None:
+            given_ids, mask, rows = tape._ids
+            gradients.weights.append(functional.embedding_gradient(given_ids, gradients.x, rows, mask))
+        return gradients
 
     def _begin_with(
         self, initial_state: Sequence[Array | None] | None, x: Array
@@ -980,6 +1008,8 @@ class SimpleRNN(_Recurrent):
         activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
         kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
             `apply_constraints`.
+        layer_norm_regularizer, embedding_regularizer, layer_norm_constraint, embedding_constraint: those of the other
+            weights, by keyword, for a layer that has the weight.
         stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
             An initial_state given goes before them for that call. Copies and pickles don't take the states along.
         dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
@@ -1043,6 +1073,7 @@ class SimpleRNN(_Recurrent):
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfWeights],
     ) -> None:
         super().__init__(locals())
 
@@ -1077,6 +1108,8 @@ class IndRNN(_Recurrent):
         activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
         kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
             `apply_constraints`.
+        layer_norm_regularizer, embedding_regularizer, layer_norm_constraint, embedding_constraint: those of the other
+            weights, by keyword, for a layer that has the weight.
         stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
             An initial_state given goes before them for that call. Copies and pickles don't take the states along.
         dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
@@ -1140,6 +1173,7 @@ class IndRNN(_Recurrent):
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfWeights],
     ) -> None:
         super().__init__(locals())
 
@@ -1195,6 +1229,9 @@ class LSTM(_Recurrent):
         activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
         kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
             `apply_constraints`.
+        peephole_regularizer, projection_regularizer, gate_regularizer, cell_norm_regularizer, layer_norm_regularizer,
+            embedding_regularizer, and the same with _constraint: those of the other weights, by keyword, for a layer
+            that has the weight.
         stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
             An initial_state given goes before them for that call. Copies and pickles don't take the states along.
         dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
@@ -1240,6 +1277,14 @@ class LSTM(_Recurrent):
     variant: str | None
     peephole: bool | None
     proj_size: int | None
+    peephole_regularizer: Any = None
+    peephole_constraint: Any = None
+    projection_regularizer: Any = None
+    projection_constraint: Any = None
+    gate_regularizer: Any = None
+    gate_constraint: Any = None
+    cell_norm_regularizer: Any = None
+    cell_norm_constraint: Any = None
     use_cudnn: Literal["auto", False]
 
     def __init__(
@@ -1279,9 +1324,9 @@ class LSTM(_Recurrent):
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfLSTMWeights],
     ) -> None:
         super().__init__(locals())
-        self._has_peepholes = variant not in (None, "np") if self.peephole is None else self.peephole
         try:
             self._cell = functional.lstm_cell(
                 variant, self._has_peepholes, self.proj_size is not None, self.layer_norm
@@ -1294,9 +1339,16 @@ class LSTM(_Recurrent):
             )
         if variant == "fgr":
             self._states = 5
-        missing = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}.get(variant or "", "")
-        self._gate_names = [name for name in "ifgo" if name != missing]
         self._gates = len(self._gate_names)
+
+    @property
+    def _has_peepholes(self) -> bool:
+        return self.variant not in (None, "np") if self.peephole is None else self.peephole
+
+    @property
+    def _gate_names(self) -> list[str]:
+        missing = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}.get(self.variant or "", "")
+        return [name for name in "ifgo" if name != missing]
 
     def _activations(self) -> tuple[ActivationLike, ActivationLike, ActivationLike]:
         return functional.lstm_activations(self.variant, self.activation, self.recurrent_activation)
@@ -1362,6 +1414,8 @@ class GRU(_Recurrent):
         activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
         kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
             `apply_constraints`.
+        layer_norm_regularizer, embedding_regularizer, layer_norm_constraint, embedding_constraint: those of the other
+            weights, by keyword, for a layer that has the weight.
         stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
             An initial_state given goes before them for that call. Copies and pickles don't take the states along.
         dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
@@ -1433,6 +1487,7 @@ class GRU(_Recurrent):
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfWeights],
     ) -> None:
         super().__init__(locals())
         self._cell = "gru" if self.reset_after else "gru_reset_before"

@@ -158,7 +158,13 @@ def test_cells_have_the_arguments_order_and_defaults_of_keras(cell_class):
     assert ours[: len(theirs)] == theirs
     beyond = ["variant", "peephole", "proj_size"] if cell_class is LSTMCell else []
     beyond += ["layer_norm", "zoneout"]
-    assert [name for name, *_ in ours[len(theirs) :]] == [*beyond, "trainable", "dtype", "name"]
+    assert [name for name, *_ in ours[len(theirs) :]] == [
+        *beyond,
+        "trainable",
+        "dtype",
+        "name",
+        "of_weights",
+    ]
 
 
 @cells
