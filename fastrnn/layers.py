@@ -52,6 +52,7 @@ from fastrnn.functional import Array
 from fastrnn.initializers import Initializer, InitializerLike, Shape
 from fastrnn.regularizers import RegularizerLike
 from fastrnn.states import KeepsStates
+from fastrnn.zoneout import ZoneoutMask
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -294,9 +295,8 @@ class _Recurrent(KeepsStates):
         Args:
             x, initial_state, mask, training, lengths: as in a call.
             checkpoint: k, how many steps lie between the states that are kept instead of all that every step
-                computed; True: about sqrt(T). Memory then grows as sqrt(T), but for zoneout's masks, which are drawn for
-                all steps; backward runs forward once more;
-                see `fastrnn.checkpoint`.
+                computed; True: about sqrt(T). Memory then grows as sqrt(T), and backward runs forward once more; see
+                `fastrnn.checkpoint`.
 
         Returns:
             (outputs, tape): what the call returns, and the tape to hand to `backward`, once. The tape refers
@@ -316,7 +316,7 @@ class _Recurrent(KeepsStates):
         run: Any = functional.run_forward
         if checkpoint is not False:
             run = functools.partial(checkpoints.run_forward, every=checkpoint)
-        options = self._options(x, mask, lengths, training)
+        options = self._options(x, mask, lengths, training, checkpoint is not False)
         given_ids = None
         if isinstance(packed, Embedded):
             packed, options["embedding"] = packed
@@ -930,8 +930,11 @@ class _Recurrent(KeepsStates):
                 "write bool(...) around it"
             )
 
-    def _options(self, x: Array, mask: Any, lengths: Any, training: Any) -> dict[str, Any]:
-        """What a call hands to the functional layer beside x, the states and what every call does."""
+    def _options(
+        self, x: Array, mask: Any, lengths: Any, training: Any, in_segments: bool = False
+    ) -> dict[str, Any]:
+        """What a call hands to the functional layer, or `in_segments` to `checkpoint`, beside x, the states and what
+        every call does."""
         options: dict[str, Any] = {}
         if mask is not None:
             options["mask"] = mask if mask.__class__ is ndarray else plain(self._where, "mask", mask)
@@ -940,14 +943,14 @@ class _Recurrent(KeepsStates):
         if options and self.zero_output_for_mask:
             options["zero_output_for_mask"] = True
         if self._drops:
-            options |= self._masks(x, bool(training))
+            options |= self._masks(x, bool(training), in_segments)
         return options
 
-    def _masks(self, x: Array, training: bool) -> dict[str, Any]:
+    def _masks(self, x: Array, training: bool, in_segments: bool = False) -> dict[str, Any]:
         """The masks of one call: those of dropout as Keras draws them, the same at every step, and those of zoneout.
 
         With recurrent_dropout each gate has masks of its own, of x too; without it all share one. Without training there
-        is only zoneout, with its rate for a mask.
+        is only zoneout, with its rate for a mask. `in_segments`: zoneout's masks are drawn when and where they are used.
         """
         if x.ndim < 2:
             return {}  # what the core refuses
@@ -957,9 +960,8 @@ class _Recurrent(KeepsStates):
             rows = [np.full(width, self.zoneout, self._numpy_dtype) for width in self._widths]
             return {"zoneout_mask": [np.broadcast_to(row, (*x.shape[:2], len(row))) for row in rows]}
         self._calls += 1
-        rng = np.random.default_rng(
-            np.random.SeedSequence(self._entropy, spawn_key=(DROPOUT_STREAM, self._calls))
-        )
+        seed = np.random.SeedSequence(self._entropy, spawn_key=(DROPOUT_STREAM, self._calls))
+        rng = np.random.default_rng(seed)
 
         def draw(rate: float, *shape: int) -> Array:
             mask: Array = (rng.random(shape, np.float32) >= rate) * self._numpy_dtype.type(1 / (1 - rate))
@@ -973,10 +975,13 @@ class _Recurrent(KeepsStates):
         if self.recurrent_dropout:
             masks["recurrent_dropout_mask"] = draw(self.recurrent_dropout, len(x), *per_gate, self._widths[0])
         if self.zoneout:
-            masks["zoneout_mask"] = [
-                (rng.random((*x.shape[:2], width), np.float32) < self.zoneout).astype(self._numpy_dtype)
-                for width in self._widths
-            ]
+            begin = sum(mask.size for mask in masks.values())  # after the numbers of these
+            zoneout = []
+            for width in self._widths:
+                shape = (*x.shape[:2], width)
+                zoneout.append(ZoneoutMask(seed, begin, shape, self.zoneout, self._numpy_dtype))
+                begin += math.prod(shape)
+            masks["zoneout_mask"] = zoneout if in_segments else [mask[:, :] for mask in zoneout]
         return masks
 
 
