@@ -346,7 +346,7 @@ def gates(tape: AnyTape | TellsGates) -> dict[str, Array]:
     )
     if cell in ("simple_rnn", "indrnn"):
         return {}
-    of_gates, of_candidate, _ = (_activation_of(*code) for code in tape.weights.activations)
+    of_gates, of_candidate, _ = (activation_of(*code) for code in tape.weights.activations)
     slots = {name: index for index, name in enumerate(names)}
     if cell == "gru_reset_before":
         slots["n"] = 3  # after r h
@@ -365,7 +365,8 @@ def gates(tape: AnyTape | TellsGates) -> dict[str, Array]:
 _MISSING_GATE = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}
 
 
-def _activation_of(code: int, alpha: float, beta: float, clip: float) -> activations.Activation:
+def activation_of(code: int, alpha: float, beta: float, clip: float) -> activations.Activation:
+    """The activation of these numbers, those of `Activation.numbers`."""
     return activations.Activation(activations.KINDS[code], alpha, beta, None if clip == np.inf else clip)
 
 
@@ -521,6 +522,16 @@ def lstm_cell(variant: str | None, peephole: bool, projection: bool = False, nor
     return "lstm" + gates + "_projected" * projection + "_peephole" * peephole + "_normalized" * normalized
 
 
+def require_gate_kernel(variant: str | None, gate_kernel: Any) -> None:
+    """Refuses the variant "fgr" without a gate_kernel, and one with another variant.
+
+    Raises:
+        ValueError: only one of them is given.
+    """
+    if (variant == "fgr") != (gate_kernel is not None):
+        raise ValueError('the variant "fgr" and a gate_kernel go together; give both or leave both out')
+
+
 def lstm_activations(
     variant: str | None, activation: ActivationLike, recurrent_activation: ActivationLike
 ) -> tuple[ActivationLike, ActivationLike, ActivationLike]:
@@ -564,12 +575,9 @@ def _lstm_weights(
 ) -> AnyWeights:
     try:
         cell = lstm_cell(variant, peephole is not None, projection is not None, cell_norm is not None)
+        require_gate_kernel(variant, gate_kernel)
     except ValueError as error:
         raise ValueError(f"functional.lstm: {error}") from None
-    if (variant == "fgr") != (gate_kernel is not None):
-        raise ValueError(
-            'functional.lstm: the variant "fgr" and a gate_kernel go together; give both or leave both out'
-        )
     chosen = lstm_activations(variant, activation, recurrent_activation)
     return make_weights(
         cell,
