@@ -32,7 +32,7 @@ In a Flax module the weights are parameters as any other:
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
@@ -436,7 +436,7 @@ def call(
     states = "hcifo"[: _states_of(settings.cell, operands)] if settings.return_state else ""
     results = ("y" if settings.return_sequences else "last", *states)
     outputs: Sequence[Array]
-    if operands.keys().isdisjoint(_NOT_IN_KERNELS):
+    if _in_kernels(operands):
         outputs = tuple(_bind(_run, settings, _alike(operands), results).values())
     else:
         how = settings.cell, settings.activations, _options(settings)
@@ -446,6 +446,10 @@ def call(
         last = slice(1) if settings.go_backwards else slice(-1, None)
         y = jnp.where(operands["mask"][:, last].all(axis=1, keepdims=True), y, 0)
     return (y, *final)
+
+
+def _in_kernels(weights: Mapping[str, Array]) -> bool:
+    return weights.keys().isdisjoint(_NOT_IN_KERNELS)
 
 
 def _states_of(cell: str, weights: Container[str] = ()) -> int:
@@ -498,7 +502,8 @@ def _operands(
     add("x", x, "x", (B, T, I), f"features as the kernel {operands['kernel'].shape} has rows")
     names = "hcifo"[: _states_of(settings.cell, operands)]
     given_states = _given_of_states(where, "initial_state", initial_state, len(names))
-    if any(state is not None for state in given_states):
+    # In jax.numpy zeros, too, are given: within jax.shard_map they must differ from device to device as x does.
+    if not _in_kernels(operands) or any(state is not None for state in given_states):
         for i, (name, state) in enumerate(zip(names, given_states, strict=True)):
             label = f"initial_state[{i}]"
             state = jnp.zeros((B, widths[i]), dtype) if state is None else state

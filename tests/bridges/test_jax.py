@@ -700,10 +700,14 @@ def test_devices_run_their_parts_and_sum_the_gradients_of_what_they_share(run_py
         lengths = jnp.asarray([5, 2, 0, 3])
         mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
-        def loss(weights, x, lengths):
-            return (fastrnn.jax.lstm(x, *weights, lengths=lengths) ** 2).sum()
+        def loss(weights, x, lengths, **options):
+            return (fastrnn.jax.lstm(x, *weights, lengths=lengths, **options) ** 2).sum()
+
+        def in_jax_numpy(weights, x, lengths):
+            return loss(weights, x, lengths, layer_norm=jnp.ones((2, 32)))
 
         expected = jax.grad(loss)(weights, x, lengths)
+        expected_in_jax_numpy = jax.grad(in_jax_numpy)(weights, x, lengths)
         before = fastrnn.kernel_calls()["lstm"]["backward"]
 
         @jax.jit
@@ -717,11 +721,18 @@ def test_devices_run_their_parts_and_sum_the_gradients_of_what_they_share(run_py
         gathered = jax.jit(jax.grad(loss))(weights, sharded, lengths)
         for a, b, c in zip(split, gathered, expected):
             print(bool(jnp.allclose(a, c, atol=1e-4)), bool(jnp.allclose(b, c, atol=1e-4)))
+
+        @jax.shard_map(mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P())
+        def normalized(weights, x, lengths):
+            return jax.grad(lambda w: jax.lax.psum(in_jax_numpy(w, x, lengths), "data"))(weights)
+
+        for a, b in zip(jax.jit(normalized)(weights, x, lengths), expected_in_jax_numpy):
+            print(bool(jnp.allclose(a, b, atol=1e-4)))
         """,
         XLA_FLAGS="--xla_force_host_platform_device_count=2",
         JAX_PLATFORMS="cpu",
     )
-    assert printed.split() == ["2", *["True"] * 6]
+    assert printed.split() == ["2", *["True"] * 9]
 
 
 # ---- The binary interface, and the import
