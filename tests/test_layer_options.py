@@ -404,7 +404,7 @@ def test_variants_are_those_of_the_reference(variant, peephole, use_bias, plain)
     states = [rng.standard_normal((B, H)) for _ in range(5 if variant == "fgr" else 2)]
     mask = None if plain else mask_of_kind("holes")
     masks = {} if plain else layer._masks(x, True)
-    layer._masks = lambda x, training: masks
+    layer._masks = lambda x, training, in_segments: masks
     weights = layer.get_weights()
     bias = weights[2] if use_bias else None
     others = {"gate_kernel": weights.pop()} if variant == "fgr" else {}
