@@ -1,6 +1,7 @@
 """The equations of the cells in jax.numpy, a loop over time: what JAX differentiates again, see fastrnn.jax.
 
-The derivative of the kernels' forward pass is their backward pass; the derivatives of that come from here. Legend as in
+The derivative of the kernels' forward pass is their backward pass; the derivatives of that come from here. So do cells that
+the kernels don't know in JAX: with layer normalization, and LSTMs whose gates see each other. Legend as in
 fastrnn.reference, whose equations these are. Arguments as the handlers of fastrnn.jax name them.
 """
 
@@ -70,6 +71,17 @@ def _product(v: Array, M: Array, factors: Array | None) -> Array:
     return jnp.concatenate([v * factors[:, k].reshape(shape) @ parts[k] for k in range(G)], axis=-1)
 
 
+def _norm(a: Array, gain: Array) -> Array:
+    """Layer normalization over the last axis."""
+    centered = a - a.mean(axis=-1, keepdims=True)
+    return gain * centered * lax.rsqrt((centered * centered).mean(axis=-1, keepdims=True) + 1e-5)
+
+
+def _linear(v: Array, M: Array, factors: Array | None, gain: Array | None) -> Array:
+    a = _product(v, M, factors)
+    return a if gain is None else _norm(a, gain)
+
+
 def _columns(cell: str) -> str:
     """The gates of an LSTM in the order of the columns."""
     gates = {"nig": "fgo", "nfg": "igo", "nog": "ifg", "cifg": "igo"}
@@ -81,16 +93,18 @@ def _step(
 ) -> tuple[Array, ...]:
     of_gates, of_candidate, of_output = activations
     h, U, factors = states[0], w["recurrent_kernel"], w.get("recurrent_dropout_mask")
+    gain = w["layer_norm"][1] if "layer_norm" in w else None
     if cell in ("simple_rnn", "indrnn"):
-        return (activate(of_candidate, a_x + _product(h, U, factors)),)
+        return (activate(of_candidate, a_x + _linear(h, U, factors, gain)),)
     if cell == "gru_reset_before":
         H = h.shape[1]
         of_zr, of_n = (None, None) if factors is None else (factors[:, :2], factors[:, 2:])
-        a_zr = a_x[:, : 2 * H] + _product(h, U[:, : 2 * H], of_zr)
+        gain_zr, gain_n = (None, None) if gain is None else (gain[: 2 * H], gain[2 * H :])
+        a_zr = a_x[:, : 2 * H] + _linear(h, U[:, : 2 * H], of_zr, gain_zr)
         z, r = jnp.split(activate(of_gates, a_zr), 2, axis=1)
-        n = activate(of_candidate, a_x[:, 2 * H :] + _product(r * h, U[:, 2 * H :], of_n))
+        n = activate(of_candidate, a_x[:, 2 * H :] + _linear(r * h, U[:, 2 * H :], of_n, gain_n))
         return (z * h + (1 - z) * n,)
-    a_h = _product(h, U, factors)
+    a_h = _linear(h, U, factors, gain)
     if cell == "gru":
         if "bias" in w:
             a_h = a_h + w["bias"][1]
@@ -101,6 +115,9 @@ def _step(
 
     c_prev, names = states[1], _columns(cell)
     a = dict(zip(names, jnp.split(a_x + a_h, len(names), axis=1), strict=True))
+    if "gate_kernel" in w:
+        of_gates_before = jnp.split(jnp.concatenate(states[2:], axis=1) @ w["gate_kernel"], 3, axis=1)
+        a |= {name: a[name] + part for name, part in zip("ifo", of_gates_before, strict=True)}
     seen = [name for name in "ifo" if name in names]
     peepholes = dict(zip(seen, w["peephole"], strict=True)) if "peephole" in w else {}
 
@@ -113,8 +130,11 @@ def _step(
     i = gate("i", c_prev)
     f = 1 - i if "_cifg" in cell else gate("f", c_prev)
     c = f * c_prev + i * activate(of_candidate, a["g"])
-    h = gate("o", c) * activate(of_output, c)
-    return h @ w["projection"] if "projection" in w else h, c
+    o = gate("o", c)
+    c_hat = _norm(c, w["cell_norm"][0]) + w["cell_norm"][1] if "cell_norm" in w else c
+    h = o * activate(of_output, c_hat)
+    new = (h @ w["projection"] if "projection" in w else h, c, i, f, o)
+    return new[: len(states)]
 
 
 def forward(
@@ -134,13 +154,16 @@ def forward(
     w = operands
     x, mask = w["x"], w.get("mask")
     (B, T, _), R = x.shape, len(w["recurrent_kernel"])
-    widths = {"h": R, "c": len(w.get("projection", w["recurrent_kernel"]))}
-    names = "hc" if cell.startswith("lstm") else "h"
-    states = tuple(w.get(f"initial_{name}", jnp.zeros((B, widths[name]), x.dtype)) for name in names)
+    H = len(w.get("projection", w["recurrent_kernel"]))
+    names = "hcifo" if "gate_kernel" in w else "hc" if cell.startswith("lstm") else "h"
+    states = tuple(
+        w.get(f"initial_{name}", jnp.zeros((B, R if name == "h" else H), x.dtype)) for name in names
+    )
     zoneout = {name: w[f"zoneout_{name}"] for name in names if f"zoneout_{name}" in w}
     if mask is not None:
         x = jnp.where(mask[:, :, None], x, 0)
-    a_x = _product(x, w["kernel"], w.get("dropout_mask"))
+    gain = w["layer_norm"][0] if "layer_norm" in w else None
+    a_x = _linear(x, w["kernel"], w.get("dropout_mask"), gain)
     if "bias" in w:
         a_x = a_x + (w["bias"][0] if cell == "gru" else w["bias"])
 

@@ -3,6 +3,9 @@
 A check takes what error messages begin with ("LSTM"), the argument's name and the value given. It returns the
 value that the layer keeps, or raises TypeError, ValueError, or NotImplementedError for what isn't supported
 yet. A new argument needs a line in `CHECKS`.
+
+Regularizers and constraints of weights that Keras' layers don't have are no parameters of the constructors, which take them
+as further keywords, `**of_weights`: they are listed here alone.
 """
 
 from __future__ import annotations
@@ -11,18 +14,72 @@ import numbers
 import operator
 import re
 import reprlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fastrnn import activations, constraints, initializers, regularizers
+from fastrnn.constraints import ConstraintLike
+from fastrnn.regularizers import RegularizerLike
 
-__all__ = ["CHECKS", "SETTABLE", "LayerDType", "floating", "ids", "plain", "show", "to_config"]
+__all__ = [
+    "CHECKS",
+    "OF_WEIGHTS",
+    "SETTABLE",
+    "LayerDType",
+    "OfLSTMWeights",
+    "OfWeights",
+    "floating",
+    "given_of_weights",
+    "ids",
+    "plain",
+    "show",
+    "to_config",
+]
 
 Check = Callable[[str, str, Any], Any]
 LayerDType = DTypeLike | dict[str, Any]  # the dict: the config of a DTypePolicy of Keras
+
+
+class OfWeights(TypedDict, total=False):
+    """What the constructors take for weights that Keras' layers don't have; see `LSTM` for the weights."""
+
+    layer_norm_regularizer: RegularizerLike
+    layer_norm_constraint: ConstraintLike
+    embedding_regularizer: RegularizerLike
+    embedding_constraint: ConstraintLike
+
+
+class OfLSTMWeights(OfWeights, total=False):
+    """The same of LSTM."""
+
+    peephole_regularizer: RegularizerLike
+    peephole_constraint: ConstraintLike
+    projection_regularizer: RegularizerLike
+    projection_constraint: ConstraintLike
+    gate_regularizer: RegularizerLike
+    gate_constraint: ConstraintLike
+    cell_norm_regularizer: RegularizerLike
+    cell_norm_constraint: ConstraintLike
+
+
+OF_WEIGHTS = frozenset(OfLSTMWeights.__annotations__)
+
+
+def given_of_weights(where: str, layer_class: type, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a constructor's further keywords that are not None.
+
+    Raises:
+        TypeError: one is no argument of this class.
+    """
+    for name in keywords:
+        if name not in OF_WEIGHTS or not hasattr(layer_class, name):
+            raise TypeError(
+                f"{where}: got an unexpected keyword argument {name!r}; see the docstring of {where}"
+            )
+    return {name: value for name, value in keywords.items() if value is not None}
 
 
 def _must(where: str, argument: str, what: str, value: object, advice: str) -> str:
@@ -226,7 +283,7 @@ CHECKS: dict[str, Check] = {
     "trainable": _flag,
     "dtype": _dtype,
     "name": _name,
-}
+} | {name: _regularizer if name.endswith("_regularizer") else _constraint for name in OF_WEIGHTS}
 # What may be changed on a layer, as in Keras: how it is called, not what it is.
 SETTABLE = {"return_sequences", "return_state", "go_backwards", "unroll", "trainable"}
 

@@ -30,19 +30,31 @@ import copy
 import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastrnn.activations import ActivationLike
-from fastrnn.arguments import CHECKS, LayerDType, floating, plain
+from fastrnn.arguments import (
+    CHECKS,
+    OF_WEIGHTS,
+    LayerDType,
+    OfLSTMWeights,
+    OfWeights,
+    floating,
+    given_of_weights,
+    plain,
+)
 from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array, Gradients, mask_of
 from fastrnn.initializers import InitializerLike
 from fastrnn.layers import GRU, LSTM, IndRNN, SimpleRNN, StatesLike, Tape, _Recurrent
 from fastrnn.regularizers import RegularizerLike
 from fastrnn.states import KeepsStates
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["RNN", "GRUCell", "IndRNNCell", "LSTMCell", "SimpleRNNCell", "StackedRNNCells"]
 
@@ -56,14 +68,15 @@ class _Cell:
     _of_layer = frozenset(
         """weights trainable_weights non_trainable_weights kernel recurrent_kernel bias built get_weights set_weights
         count_params losses apply_constraints trainable""".split()
-    )
+    ).union(OF_WEIGHTS)
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         # `arguments` are the locals() of the cell's own __init__.
-        self._arguments = [name for name in arguments if name in CHECKS]
-        self._layer = _layer(
-            self._layer_class, type(self).__name__, {name: arguments[name] for name in self._arguments}
-        )
+        where = type(self).__name__
+        of_weights = given_of_weights(where, self._layer_class, arguments["of_weights"])
+        arguments = {name: value for name, value in arguments.items() if name in CHECKS} | of_weights
+        self._arguments = list(arguments)
+        self._layer = _layer(self._layer_class, where, arguments)
         self._masks = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -82,20 +95,18 @@ class _Cell:
 
     @property
     def state_size(self) -> int | list[int]:
-        """The number of units; a list of one for each state if there are several."""
-        units = self._layer.units
-        return units if self._layer._states == 1 else [units] * self._layer._states
+        """The width of the state; a list of one for each state if there are several."""
+        first, *others = self._layer._widths
+        return [first, *others] if others else first
 
     @property
     def output_size(self) -> int:
-        """The number of units."""
-        return self._layer.units
+        """The number of units, or with proj_size that."""
+        return self._layer._widths[0]
 
     def get_initial_state(self, batch_size: int) -> list[Array]:
         """Zeros [batch_size, H], a list of one for each state."""
-        return [
-            np.zeros((batch_size, self._layer.units), self._layer.dtype) for _ in range(self._layer._states)
-        ]
+        return [np.zeros((batch_size, width), self._layer.dtype) for width in self._layer._widths]
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Makes the weights, as the first call does by itself.
@@ -113,8 +124,9 @@ class _Cell:
         Args:
             x_t: floating array [B, I].
             states: a list of arrays [B, H], [h] or for LSTM [h, c]; None: zeros. One array alone is h.
-            training: whether dropout and recurrent_dropout are used. Their masks are drawn at the first such step and
-                kept for the next ones, until `reset_dropout_mask` and `reset_recurrent_dropout_mask`.
+            training: whether dropout, recurrent_dropout and the masks of zoneout are used. Those of dropout are drawn at
+                the first such step and kept for the next ones, until `reset_dropout_mask` and
+                `reset_recurrent_dropout_mask`; those of zoneout are drawn at each.
 
         Returns:
             (y_t, states): the output [B, H], and the new states, a list; one array if `states` was one.
@@ -163,7 +175,7 @@ class SimpleRNNCell(_Cell):
     """One step of `SimpleRNN`: its equation, arguments and weights; keras.layers.SimpleRNNCell.
 
     Args:
-        units, ...: as of `SimpleRNN`, but for what concerns whole sequences, zoneout and layer_norm.
+        units, ...: as of `SimpleRNN`, but for what concerns whole sequences, and embedding.
 
     >>> cell = SimpleRNNCell(4)
     >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -191,9 +203,12 @@ class SimpleRNNCell(_Cell):
         recurrent_dropout: float = 0.0,
         seed: int | None = None,
         *,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfWeights],
     ) -> None:
         super().__init__(locals())
 
@@ -202,7 +217,7 @@ class IndRNNCell(_Cell):
     """One step of `IndRNN`: its equation, arguments and weights. Keras has no such cell.
 
     Args:
-        units, ...: as of `IndRNN`, but for what concerns whole sequences, zoneout and layer_norm.
+        units, ...: as of `IndRNN`, but for what concerns whole sequences, and embedding.
 
     >>> cell = IndRNNCell(4)
     >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -230,9 +245,12 @@ class IndRNNCell(_Cell):
         recurrent_dropout: float = 0.0,
         seed: int | None = None,
         *,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfWeights],
     ) -> None:
         super().__init__(locals())
 
@@ -241,8 +259,7 @@ class LSTMCell(_Cell):
     """One step of `LSTM`: its equations, arguments and weights; keras.layers.LSTMCell.
 
     Args:
-        units, ...: as of `LSTM`, but for what concerns whole sequences, zoneout, layer_norm and
-            proj_size.
+        units, ...: as of `LSTM`, but for what concerns whole sequences, and embedding.
 
     >>> cell = LSTMCell(4)
     >>> y_t, (h, c) = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -274,9 +291,13 @@ class LSTMCell(_Cell):
         *,
         variant: str | None = None,
         peephole: bool | None = None,
+        proj_size: int | None = None,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfLSTMWeights],
     ) -> None:
         super().__init__(locals())
 
@@ -285,7 +306,7 @@ class GRUCell(_Cell):
     """One step of `GRU`: its equations, arguments and weights; keras.layers.GRUCell.
 
     Args:
-        units, ...: as of `GRU`, but for what concerns whole sequences, zoneout and layer_norm.
+        units, ...: as of `GRU`, but for what concerns whole sequences, and embedding.
 
     >>> cell = GRUCell(4)
     >>> y_t, states = cell(np.zeros((32, 8), "float32"), cell.get_initial_state(32))
@@ -315,9 +336,12 @@ class GRUCell(_Cell):
         reset_after: bool = True,
         seed: int | None = None,
         *,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfWeights],
     ) -> None:
         super().__init__(locals())
 
@@ -624,7 +648,7 @@ class _Loop:
         for reset in ("reset_dropout_mask", "reset_recurrent_dropout_mask"):
             getattr(self.cell, reset, lambda: None)()
         states = self._given(states, batch)
-        y = np.zeros((batch, _output_size(self.cell)), dtype)
+        output = y = np.zeros((batch, _output_size(self.cell)), dtype)
         outputs, steps = [], []
         for t in reversed(range(time)) if go_backwards else range(time):
             x_t, rows = x[:, t], None if real is None else real[:, t]
@@ -644,14 +668,14 @@ class _Loop:
             states = (
                 new if rows is None else [_where(rows, s, old) for s, old in zip(new, states, strict=True)]
             )
+            output = _where(rows, y, np.zeros_like(y)) if zero_output and rows is not None else y
             if return_sequences:
-                zeros = zero_output and rows is not None
-                outputs.append(_where(rows, y, np.zeros_like(y)) if zeros else y)
+                outputs.append(output)
         if return_sequences:
-            y = np.stack(outputs, 1) if outputs else np.zeros((batch, 0, y.shape[-1]), dtype)
+            output = np.stack(outputs, 1) if outputs else np.zeros((batch, 0, y.shape[-1]), dtype)
         if tapes is not None:
-            tapes.append(_Steps(x.shape, steps, [y, *states], []))
-        return [y, *states]
+            tapes.append(_Steps(x.shape, steps, [output, *states], []))
+        return [output, *states]
 
     def _given(self, states: Any, batch: int) -> list[Array]:
         where, dtype = self.options[:2]
@@ -707,21 +731,18 @@ class _Loop:
                 )
         dx = np.zeros(tape.shape, dtype)
         dweights: list[Array] = [np.zeros_like(w) for w in getattr(self.cell, "weights", [])]
-        carried = np.zeros_like(
-            dy[:, 0] if return_sequences and tape.shape[1] else dy
-        )  # to the step repeated
-        if not return_sequences:
-            carried = dy
         time = tape.shape[1]
+        zeros = np.zeros_like(dy[:, 0] if return_sequences and time else dy)
+        carried = zeros  # to the step repeated
         for position in reversed(range(time)):
             saved, rows = tape.steps[position]
             t = time - 1 - position if go_backwards else position
-            d = dy[:, position] if return_sequences else np.zeros_like(dy)
+            d = dy[:, position] if return_sequences else dy if position == time - 1 else zeros
             if rows is None:
                 dx[:, t], dstates, dw = self.cell.backward(d + carried, dstates, saved)
                 carried = np.zeros_like(d)
             else:
-                if return_sequences and zero_output:
+                if zero_output:
                     d = _where(rows, d, np.zeros_like(d))
                 total = d + carried
                 carried = _where(rows, np.zeros_like(d), total)
@@ -878,7 +899,7 @@ class RNN(HasWeightsOfMembers, KeepsStates):
         go_backwards: read x from its end to its beginning; outputs come in the order of computation.
         stateful: begin each call with the states that the last one ended with, until `reset_state`.
         unroll: accepted as in Keras; it changes nothing in the result, nor in speed.
-        zero_output_for_mask: outputs of masked steps are zeros; only with return_sequences.
+        zero_output_for_mask: the outputs of masked steps are zeros, the last output of a row that ends masked too.
         trainable: if False, `trainable_weights` and `losses` are empty.
         dtype: "float32" or "float64"; that of the cells of ours, if there is one. Default: theirs, or "float32".
         name: a str without "/".

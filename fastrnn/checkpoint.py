@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 
 from fastrnn import functional
 from fastrnn.functional import Array, Gradients, Outputs, States, Weights
+from fastrnn.zoneout import ZoneoutMask
 
 __all__ = ["Segment", "Tape", "gates", "run_backward", "run_forward"]
 
@@ -105,7 +106,7 @@ class Tape:
 
         The kernels, which see the segment alone, have zeros there.
         """
-        if self.mask is None or (self.return_sequences and self.options["zero_output_for_mask"]):
+        if self.mask is None or self.options["zero_output_for_mask"]:
             return None
         real = self.mask[:, at]
         if self.options["go_backwards"]:
@@ -136,7 +137,8 @@ def run_forward(
         initial_state: A list of one [B, H] array or None (zeros) per state; None: zeros.
         every: k, how many steps lie between kept states; True: sqrt(T), rounded up.
         mask, lengths, zero_output_for_mask, return_sequences, return_state, go_backwards, **options: As
-            `functional.run_forward` takes them; see `functional.Options`.
+            `functional.run_forward` takes them; see `functional.Options`. The masks of zoneout may also be
+            `zoneout.ZoneoutMask`s, of which each segment draws its steps.
 
     Returns:
         `(outputs, tape)`: what `functional.run_forward` returns, and a tape for `run_backward` of this module.
@@ -161,8 +163,10 @@ def run_forward(
     fits = isinstance(x, np.ndarray) and x.ndim == axes
     masks = [mask, *(options.get("zoneout_mask") or ())]
     if not fits or not all(
-        m is None or (isinstance(m, np.ndarray) and m.shape[:2] == x.shape[:2]) for m in masks
+        m is None or (isinstance(m, (np.ndarray, ZoneoutMask)) and m.shape[:2] == x.shape[:2]) for m in masks
     ):
+        if any(isinstance(m, ZoneoutMask) for m in masks):  # which fits
+            options["zoneout_mask"] = None
         functional.run(
             weights, x, initial_state=initial_state, mask=mask, **options
         )  # refuses what segments would hide

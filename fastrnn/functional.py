@@ -30,6 +30,7 @@ from fastrnn._core import Weights as Weights
 from fastrnn.activations import ActivationLike
 from fastrnn.custom import CustomTape, CustomWeights
 from fastrnn.full_gates import FullGateTape, FullGateWeights
+from fastrnn.zero_outputs import ZeroOutputTape, rows_with_output, zeroed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,7 +39,7 @@ Array = NDArray[Any]
 States = Sequence[Array | None] | Array | None
 Outputs = Array | tuple[Array, ...]
 AnyWeights = Weights | CustomWeights | FullGateWeights
-AnyTape = Tape | CustomTape | FullGateTape
+AnyTape = Tape | CustomTape | FullGateTape | ZeroOutputTape
 
 _PASSES: dict[type, Any] = {  # which module runs them; the kernels all others
     CustomWeights: custom,
@@ -66,7 +67,8 @@ class Options(TypedDict, total=False):
     lengths: ArrayLike | None
     """[B] integers, at most T: short for the mask that is True in the first so many steps of each row."""
     zero_output_for_mask: bool
-    """The outputs of masked steps are zeros instead; matters with return_sequences alone."""
+    """The outputs of masked steps are zeros instead, the last output too: that of a row whose last step, in the order of
+    computation, is masked. The states stay."""
     dropout_mask: Array | None
     """[B, I], or [B, G, I] with one for each gate: factors of x (0, or 1 / (1 - rate)), the same at every step."""
     recurrent_dropout_mask: Array | None
@@ -156,6 +158,10 @@ def _run(
         out,
         threads or runtime.limit.threads,
     )
+    if zero_output_for_mask and not return_sequences:
+        rows = rows_with_output(mask, go_backwards)
+        if rows is not None:
+            y, tape = zeroed(y, rows), None if tape is None else ZeroOutputTape(tape, rows, return_state)
     return ((y, *states) if return_state else y), tape
 
 
@@ -174,7 +180,7 @@ def restore_tape(
     return_sequences: bool = False,
     return_state: bool = False,
     go_backwards: bool = False,
-) -> Tape:
+) -> Tape | ZeroOutputTape:
     """Make the tape of a forward pass again from its array `tape.saved`, and from what the pass was given.
 
     For frameworks that keep arrays alone between forward and backward.
@@ -194,7 +200,7 @@ def restore_tape(
             "functional.restore_tape: weights must be `Weights`, of a cell that the kernels compute and whose states are "
             f"at most h and c, got {type(weights).__name__}"
         )
-    return _core.restore_tape(
+    tape = _core.restore_tape(
         weights,
         saved,
         x,
@@ -209,10 +215,15 @@ def restore_tape(
         return_state=return_state,
         go_backwards=go_backwards,
     )
+    zeroes = zero_output_for_mask and not return_sequences
+    rows = rows_with_output(mask, go_backwards) if zeroes else None
+    return tape if rows is None else ZeroOutputTape(tape, rows, return_state)
 
 
 def run_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0) -> Gradients:
     """Turn the gradient of a forward pass's outputs into those of its inputs; see `lstm_backward`."""
+    if tape.__class__ is ZeroOutputTape:
+        dy, tape = tape.gradients(dy), tape.core
     run_cell: Any = _PASSES.get(tape.__class__, _core).backward
     if threads.__class__ is not int or not 0 <= threads <= runtime.MOST_THREADS:
         threads = _threads(f"{getattr(tape.weights, 'name', 'functional')}.backward", threads)
@@ -317,7 +328,7 @@ def gates(tape: AnyTape | TellsGates) -> dict[str, Array]:
     >>> {name: gate.shape for name, gate in gates(tape).items()}["f"]
     (8, 5, 16)
     """
-    if isinstance(tape, FullGateTape):
+    while isinstance(tape, (ZeroOutputTape, FullGateTape)):
         tape = tape.core
     if not isinstance(tape, Tape):
         if not hasattr(tape, "gates"):
@@ -335,7 +346,7 @@ def gates(tape: AnyTape | TellsGates) -> dict[str, Array]:
     )
     if cell in ("simple_rnn", "indrnn"):
         return {}
-    of_gates, of_candidate, _ = (_activation_of(*code) for code in tape.weights.activations)
+    of_gates, of_candidate, _ = (activation_of(*code) for code in tape.weights.activations)
     slots = {name: index for index, name in enumerate(names)}
     if cell == "gru_reset_before":
         slots["n"] = 3  # after r h
@@ -354,7 +365,8 @@ def gates(tape: AnyTape | TellsGates) -> dict[str, Array]:
 _MISSING_GATE = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}
 
 
-def _activation_of(code: int, alpha: float, beta: float, clip: float) -> activations.Activation:
+def activation_of(code: int, alpha: float, beta: float, clip: float) -> activations.Activation:
+    """The activation of these numbers, those of `Activation.numbers`."""
     return activations.Activation(activations.KINDS[code], alpha, beta, None if clip == np.inf else clip)
 
 
@@ -510,6 +522,16 @@ def lstm_cell(variant: str | None, peephole: bool, projection: bool = False, nor
     return "lstm" + gates + "_projected" * projection + "_peephole" * peephole + "_normalized" * normalized
 
 
+def require_gate_kernel(variant: str | None, gate_kernel: Any) -> None:
+    """Refuses the variant "fgr" without a gate_kernel, and one with another variant.
+
+    Raises:
+        ValueError: only one of them is given.
+    """
+    if (variant == "fgr") != (gate_kernel is not None):
+        raise ValueError('the variant "fgr" and a gate_kernel go together; give both or leave both out')
+
+
 def lstm_activations(
     variant: str | None, activation: ActivationLike, recurrent_activation: ActivationLike
 ) -> tuple[ActivationLike, ActivationLike, ActivationLike]:
@@ -553,12 +575,9 @@ def _lstm_weights(
 ) -> AnyWeights:
     try:
         cell = lstm_cell(variant, peephole is not None, projection is not None, cell_norm is not None)
+        require_gate_kernel(variant, gate_kernel)
     except ValueError as error:
         raise ValueError(f"functional.lstm: {error}") from None
-    if (variant == "fgr") != (gate_kernel is not None):
-        raise ValueError(
-            'functional.lstm: the variant "fgr" and a gate_kernel go together; give both or leave both out'
-        )
     chosen = lstm_activations(variant, activation, recurrent_activation)
     return make_weights(
         cell,
@@ -590,7 +609,7 @@ def _gru_weights(
 
 
 def _tape_of(function: str, tape: AnyTape) -> AnyTape:
-    if not isinstance(tape, (Tape, CustomTape, FullGateTape)):
+    if not isinstance(tape, (Tape, CustomTape, FullGateTape, ZeroOutputTape)):
         raise TypeError(
             f"functional.{function}_backward: tape must be what {function}_forward returned, got a "
             f"{type(tape).__module__}.{type(tape).__qualname__}"

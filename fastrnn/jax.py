@@ -10,6 +10,7 @@ and no Python runs. Legend, weights, gate order and options are those of `fastrn
 - `jax.vmap`: the mapped axis becomes a part of the batch where the weights are not mapped; else, and in the backward pass
   of per-example gradients, the calls follow each other.
 - `jax.lax.scan`, `jax.checkpoint`, donated buffers, `jax.eval_shape`, export of the traced program: as any JAX function.
+- Layer normalization and the LSTM variant "fgr" are computed in jax.numpy, which is slower than the kernels.
 - Several devices: within `jax.shard_map` each device runs its part, and gradients of weights that all devices share are
   summed. Under `jax.jit` with sharded arrays XLA gathers them first, so that every device computes everything.
 - Other platforms than the CPU: lowering raises NotImplementedError.
@@ -31,7 +32,7 @@ In a Flax module the weights are parameters as any other:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
@@ -151,7 +152,12 @@ def settings(
 
 # ---- The kernels as primitives: arrays by name in, arrays by name out, see cpp/python/xla.cpp for the names
 
-_WEIGHTS = ("kernel", "recurrent_kernel", "bias", "peephole", "projection")
+_NOT_IN_KERNELS = (
+    "gate_kernel",
+    "cell_norm",
+    "layer_norm",
+)  # a cell with one of these is computed in jax.numpy
+_WEIGHTS = ("kernel", "recurrent_kernel", "bias", "peephole", "projection", *_NOT_IN_KERNELS)
 _WITH_GRADIENT = ("x", *_WEIGHTS, "initial_h", "initial_c")
 _HANDLERS = _core.xla_handlers()
 for _name, _capsule in _HANDLERS.items():
@@ -405,7 +411,8 @@ def call(
     Args:
         settings: What is known before the arrays.
         x: [B, T, I].
-        weights: kernel, recurrent kernel, then bias, peephole and projection if there are any; None: there is none.
+        weights: kernel, recurrent kernel, then bias, peephole, projection, gate_kernel, cell_norm and layer_norm; None, or
+            left out at the end: there is none. With one of the last three the cell is computed in jax.numpy.
         initial_state, mask, dropout_mask, recurrent_dropout_mask, zoneout_mask: See `Options`.
 
     Returns:
@@ -426,12 +433,28 @@ def call(
     factors = operands.get("dropout_mask")
     if factors is not None and factors.ndim == 2:  # the same for all gates: XLA multiplies
         operands["x"] = operands["x"] * operands.pop("dropout_mask")[:, None, :]
-    states = "hc"[: _states_of(settings.cell)] if settings.return_state else ""
+    states = "hcifo"[: _states_of(settings.cell, operands)] if settings.return_state else ""
     results = ("y" if settings.return_sequences else "last", *states)
-    return tuple(_bind(_run, settings, _alike(operands), results).values())
+    outputs: Sequence[Array]
+    if _in_kernels(operands):
+        outputs = tuple(_bind(_run, settings, _alike(operands), results).values())
+    else:
+        how = settings.cell, settings.activations, _options(settings)
+        outputs = _jax_equations.forward(*how, _alike(operands), results)
+    y, *final = outputs
+    if "mask" in operands and settings.zero_output_for_mask and not settings.return_sequences:
+        last = slice(1) if settings.go_backwards else slice(-1, None)
+        y = jnp.where(operands["mask"][:, last].all(axis=1, keepdims=True), y, 0)
+    return (y, *final)
 
 
-def _states_of(cell: str) -> int:
+def _in_kernels(weights: Mapping[str, Array]) -> bool:
+    return weights.keys().isdisjoint(_NOT_IN_KERNELS)
+
+
+def _states_of(cell: str, weights: Container[str] = ()) -> int:
+    if "gate_kernel" in weights:
+        return 5
     return 2 if cell.startswith("lstm") else 1
 
 
@@ -456,7 +479,7 @@ def _operands(
     dtype, (I, columns) = operands["kernel"].dtype, operands["kernel"].shape
     R = len(operands["recurrent_kernel"])  # how wide h is
     H = len(operands.get("projection", operands["recurrent_kernel"]))
-    G, widths = columns // H, (R, H)
+    G, widths = columns // H, (R, H, H, H, H)
 
     def add(name: str, given: Any, label: str, shape: tuple[int, ...], meaning: str) -> None:
         if given is None:
@@ -477,9 +500,10 @@ def _operands(
         raise ValueError(f"{where}: x must have shape [batch, time, features], got {x.shape}{advice}")
     B, T = x.shape[:2]
     add("x", x, "x", (B, T, I), f"features as the kernel {operands['kernel'].shape} has rows")
-    names = "hc"[: _states_of(settings.cell)]
+    names = "hcifo"[: _states_of(settings.cell, operands)]
     given_states = _given_of_states(where, "initial_state", initial_state, len(names))
-    if any(state is not None for state in given_states):
+    # In jax.numpy zeros, too, are given: within jax.shard_map they must differ from device to device as x does.
+    if not _in_kernels(operands) or any(state is not None for state in given_states):
         for i, (name, state) in enumerate(zip(names, given_states, strict=True)):
             label = f"initial_state[{i}]"
             state = jnp.zeros((B, widths[i]), dtype) if state is None else state
@@ -515,15 +539,14 @@ def _check_weights(settings: Settings, weights: dict[str, Array]) -> None:
     of_shape = {
         name: np.broadcast_to(np.zeros((), weight.dtype), weight.shape) for name, weight in weights.items()
     }
-    _core.Weights(
+    functional.make_weights(
         settings.cell,
-        of_shape["kernel"],
-        of_shape["recurrent_kernel"],
-        of_shape.get("bias"),
-        peephole=of_shape.get("peephole"),
-        projection=of_shape.get("projection"),
-        activations=settings.activations,
-        name=settings.name,
+        of_shape.pop("kernel"),
+        of_shape.pop("recurrent_kernel"),
+        of_shape.pop("bias", None),
+        tuple(functional.activation_of(*code) for code in settings.activations),  # type: ignore[arg-type]
+        settings.name,
+        **of_shape,
     )
 
 
@@ -567,7 +590,8 @@ def _run_by_name(
     cell: str,
     chosen: tuple[ActivationLike, ActivationLike, ActivationLike],
     x: ArrayLike,
-    weights: Sequence[ArrayLike | None],
+    weights: list[ArrayLike | None],
+    layer_norm: ArrayLike | None,
     *,
     initial_state: States = None,
     mask: ArrayLike | None = None,
@@ -586,7 +610,7 @@ def _run_by_name(
     outputs = call(
         settings(cell, chosen, name=name, **flags),
         x,
-        weights,
+        [*weights, *[None] * (len(_WEIGHTS) - 1 - len(weights)), layer_norm],
         initial_state,
         mask,
         dropout_mask,
@@ -619,6 +643,7 @@ def simple_rnn(
     bias: ArrayLike | None = None,
     *,
     activation: ActivationLike = "tanh",
+    layer_norm: ArrayLike | None = None,
     **options: Unpack[Options],
 ) -> Outputs:
     """Run a simple recurrent layer over a batch of sequences; the equation is in `functional.simple_rnn`.
@@ -629,6 +654,7 @@ def simple_rnn(
         recurrent_kernel: U, [H, H].
         bias: b, [H]; None: no bias.
         activation: A name or an `activations.Activation`.
+        layer_norm: Gains [2, H] of the layer normalization of x W and h U; computed in jax.numpy. None: not.
         options: See `Options`. The states are [h].
 
     Returns:
@@ -643,7 +669,8 @@ def simple_rnn(
     (8, 5, 16)
     """
     chosen = ("sigmoid", activation, activation)
-    return _run_by_name("simple_rnn", "simple_rnn", chosen, x, [kernel, recurrent_kernel, bias], **options)
+    weights = [kernel, recurrent_kernel, bias]
+    return _run_by_name("simple_rnn", "simple_rnn", chosen, x, weights, layer_norm, **options)
 
 
 def indrnn(
@@ -653,6 +680,7 @@ def indrnn(
     bias: ArrayLike | None = None,
     *,
     activation: ActivationLike = "relu",
+    layer_norm: ArrayLike | None = None,
     **options: Unpack[Options],
 ) -> Outputs:
     """Run an independently recurrent layer, each unit of which sees its own state only; see `functional.indrnn`.
@@ -663,6 +691,7 @@ def indrnn(
         recurrent_kernel: u, [H].
         bias: b, [H]; None: no bias.
         activation: A name or an `activations.Activation`.
+        layer_norm: Gains [2, H] of the layer normalization of x W and h U; computed in jax.numpy. None: not.
         options: See `Options`. The states are [h].
 
     Returns:
@@ -676,7 +705,8 @@ def indrnn(
     (8, 16)
     """
     chosen = ("sigmoid", activation, activation)
-    return _run_by_name("indrnn", "indrnn", chosen, x, [kernel, recurrent_kernel, bias], **options)
+    weights = [kernel, recurrent_kernel, bias]
+    return _run_by_name("indrnn", "indrnn", chosen, x, weights, layer_norm, **options)
 
 
 def lstm(
@@ -690,6 +720,9 @@ def lstm(
     variant: str | None = None,
     peephole: ArrayLike | None = None,
     projection: ArrayLike | None = None,
+    gate_kernel: ArrayLike | None = None,
+    cell_norm: ArrayLike | None = None,
+    layer_norm: ArrayLike | None = None,
     **options: Unpack[Options],
 ) -> Outputs:
     """Run an LSTM over a batch of sequences; equations and variants are in `functional.lstm`.
@@ -704,10 +737,13 @@ def lstm(
         variant: One of `functional.VARIANTS`.
         peephole: p, a row [H] for each gate that there is, in the order i f o: [3, H]; None: no peepholes.
         projection: P, [H, R] with R <= H; None: none. With it recurrent_kernel is [R, 4H], and h is R wide.
-        options: See `Options`. The states are [h, c].
+        gate_kernel: G, [3H, 3H], for "fgr"; computed in jax.numpy, as it is with the next two.
+        cell_norm: Gain and bias [2, H] of the layer normalization of c on its way to h. None: not.
+        layer_norm: Gains [2, 4H] of the layer normalization of x W and h U. None: not.
+        options: See `Options`. The states are [h, c], with "fgr" [h, c, i, f, o].
 
     Returns:
-        y [B, H], or [B, T, H] with `return_sequences`; with `return_state` the tuple `(y, h, c)`, states [B, H].
+        y [B, H], or [B, T, H] with `return_sequences`; with `return_state` the tuple `(y, *states)`, states [B, H].
 
     Raises:
         TypeError: An array is not of the kernel's dtype, float32 or float64.
@@ -718,15 +754,15 @@ def lstm(
     (8, 5, 3)
     """
     try:
-        cell = functional.lstm_cell(variant, peephole is not None, projection is not None)
-        if variant == "fgr":
-            raise ValueError('variant "fgr" is not among those of fastrnn.jax; use fastrnn.functional')
+        cell = functional.lstm_cell(
+            variant, peephole is not None, projection is not None, cell_norm is not None
+        )
+        functional.require_gate_kernel(variant, gate_kernel)
     except ValueError as error:
         raise ValueError(f"fastrnn.jax.lstm: {error}") from None
     chosen = functional.lstm_activations(variant, activation, recurrent_activation)
-    return _run_by_name(
-        "lstm", cell, chosen, x, [kernel, recurrent_kernel, bias, peephole, projection], **options
-    )
+    weights = [kernel, recurrent_kernel, bias, peephole, projection, gate_kernel, cell_norm]
+    return _run_by_name("lstm", cell, chosen, x, weights, layer_norm, **options)
 
 
 def gru(
@@ -738,6 +774,7 @@ def gru(
     activation: ActivationLike = "tanh",
     recurrent_activation: ActivationLike = "sigmoid",
     reset_after: bool = True,
+    layer_norm: ArrayLike | None = None,
     **options: Unpack[Options],
 ) -> Outputs:
     """Run a GRU over a batch of sequences; the equations are in `functional.gru`.
@@ -750,6 +787,7 @@ def gru(
         activation: Of the candidate; a name or an `activations.Activation`.
         recurrent_activation: Of the gates.
         reset_after: Apply the reset gate after the recurrent product (as cuDNN and Keras do) or before it.
+        layer_norm: Gains [2, 3H] of the layer normalization of x W and h U; computed in jax.numpy. None: not.
         options: See `Options`. The states are [h].
 
     Returns:
@@ -765,4 +803,4 @@ def gru(
     """
     cell = "gru" if reset_after else "gru_reset_before"
     chosen = (recurrent_activation, activation, activation)
-    return _run_by_name("gru", cell, chosen, x, [kernel, recurrent_kernel, bias], **options)
+    return _run_by_name("gru", cell, chosen, x, [kernel, recurrent_kernel, bias], layer_norm, **options)

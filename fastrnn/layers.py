@@ -25,7 +25,7 @@ import operator
 import reprlib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy import ndarray
@@ -34,12 +34,28 @@ from numpy.typing import ArrayLike
 from fastrnn import checkpoint as checkpoints
 from fastrnn import functional, initializers
 from fastrnn.activations import Activation, ActivationLike
-from fastrnn.arguments import CHECKS, SETTABLE, LayerDType, floating, ids, plain, show, to_config
+from fastrnn.arguments import (
+    CHECKS,
+    SETTABLE,
+    LayerDType,
+    OfLSTMWeights,
+    OfWeights,
+    floating,
+    given_of_weights,
+    ids,
+    plain,
+    show,
+    to_config,
+)
 from fastrnn.constraints import ConstraintLike
 from fastrnn.functional import Array
 from fastrnn.initializers import Initializer, InitializerLike, Shape
 from fastrnn.regularizers import RegularizerLike
 from fastrnn.states import KeepsStates
+from fastrnn.zoneout import ZoneoutMask
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["GRU", "LSTM", "IndRNN", "SimpleRNN"]
 
@@ -144,6 +160,10 @@ class _Recurrent(KeepsStates):
     kernel_constraint: Any
     recurrent_constraint: Any
     bias_constraint: Any
+    layer_norm_regularizer: Any = None
+    layer_norm_constraint: Any = None
+    embedding_regularizer: Any = None
+    embedding_constraint: Any = None
     dropout: float
     recurrent_dropout: float
     return_sequences: bool
@@ -169,13 +189,22 @@ class _Recurrent(KeepsStates):
     def __init__(self, arguments: dict[str, Any]) -> None:
         # `arguments` are the locals() of the layer's own __init__, whose signature is the one list of them.
         self.__dict__.setdefault("_where", type(self).__name__)  # what error messages begin with
-        self._arguments = [name for name in arguments if name in CHECKS]
+        of_weights = given_of_weights(self._where, type(self), arguments["of_weights"])
+        arguments = {name: value for name, value in arguments.items() if name in CHECKS} | of_weights
+        self._arguments = list(arguments)
         for name in self._arguments:
             self.__dict__[name] = CHECKS[name](self._where, name, arguments[name])
         self._numpy_dtype = np.dtype(self.dtype)
         if isinstance(self.embedding, ndarray):
             self._table = self._floating(self.embedding, "embedding")
             self.__dict__["embedding"] = self.embedding.shape
+        weights = {name.removesuffix("_kernel") for name in self._weight_shapes(0)}
+        for name in of_weights:
+            if name.rpartition("_")[0] not in weights:
+                raise ValueError(
+                    f"{self._where}: {name} must be None in a layer without that weight, got "
+                    f"{show(name, getattr(self, name))}; leave it out"
+                )
         self._entropy = np.random.SeedSequence(self.seed).entropy
         self._drops = bool(self.dropout or self.recurrent_dropout or self.zoneout)
         self._has_regularizers = any(
@@ -266,9 +295,8 @@ class _Recurrent(KeepsStates):
         Args:
             x, initial_state, mask, training, lengths: as in a call.
             checkpoint: k, how many steps lie between the states that are kept instead of all that every step
-                computed; True: about sqrt(T). Memory then grows as sqrt(T), but for zoneout's masks, which are drawn for
-                all steps; backward runs forward once more;
-                see `fastrnn.checkpoint`.
+                computed; True: about sqrt(T). Memory then grows as sqrt(T), and backward runs forward once more; see
+                `fastrnn.checkpoint`.
 
         Returns:
             (outputs, tape): what the call returns, and the tape to hand to `backward`, once. The tape refers
@@ -288,7 +316,7 @@ class _Recurrent(KeepsStates):
         run: Any = functional.run_forward
         if checkpoint is not False:
             run = functools.partial(checkpoints.run_forward, every=checkpoint)
-        options = self._options(x, mask, lengths, training)
+        options = self._options(x, mask, lengths, training, checkpoint is not False)
         given_ids = None
         if isinstance(packed, Embedded):
             packed, options["embedding"] = packed
@@ -307,7 +335,8 @@ class _Recurrent(KeepsStates):
         if stateful:
             outputs = self._end_with(outputs, return_state)
         if self._has_regularizers:
-            self._penalize(tape, outputs)
+            embedding = options.get("embedding")
+            self._penalize(tape, outputs, [] if embedding is None else [embedding])
         return outputs, tape
 
     def backward(self, dy: StatesLike, tape: Tape) -> functional.Gradients:
@@ -345,13 +374,8 @@ class _Recurrent(KeepsStates):
         elif isinstance(dy, (list, tuple)):
             gradients = self._prepare_states(dy, "dy")
         if tape._penalties is not None:
-            found = self._penalized_backward(gradients, tape, tape._penalties)
-        else:
-            found = self._run_backward(gradients, tape)
-        if tape._ids is not None:
-            given_ids, mask, rows = tape._ids
-            found.weights.append(functional.embedding_gradient(given_ids, found.x, rows, mask))
-        return found
+            return self._penalized_backward(gradients, tape, tape._penalties)
+        return self._run_backward(gradients, tape)
 
     def step(
         self, x_t: ArrayLike, states: StatesLike | None = None, *, out: Sequence[Array] | None = None
@@ -398,20 +422,20 @@ class _Recurrent(KeepsStates):
     def _masked_step(
         self, x_t: ArrayLike, states: StatesLike | None, training: bool | None, masks: dict[str, Array]
     ) -> tuple[Array, list[Array]]:
-        """`step`, in training with dropout; its masks are those in `masks`, where those that are missing are put."""
+        """`step`, in training with dropout and zoneout; the masks of dropout are those in `masks`, where those that are
+        missing are put."""
         self._check_training(training)
         rates = {"dropout_mask": self.dropout, "recurrent_dropout_mask": self.recurrent_dropout}
-        needed = {name for name, rate in rates.items() if rate and training}
-        if not needed or np.ndim(x_t) != 2:  # what step refuses
+        needed = {name for name, rate in rates.items() if rate}
+        if not training or not self._drops or np.ndim(x_t) != 2:  # others step refuses
             return self.step(x_t, states)
         x, packed = self._prepare(x_t, "x_t", "[batch, features]", ".step")
         if states is not None:
             states = self._prepare_states(states, "states", ".step")
-        if not needed <= masks.keys():
-            masks.update(self._masks(x, True) | masks)
-        options: dict[str, Any] = {"return_state": True, **masks}
+        drawn = self._masks(x[:, None], True) if self.zoneout or not needed <= masks.keys() else {}
+        masks.update({name: drawn[name] for name in needed - masks.keys()})
         assert not isinstance(packed, Embedded)  # which cells don't have
-        _, *new = functional.run(packed, x[:, None], initial_state=states, **options)
+        _, *new = functional.run(packed, x[:, None], initial_state=states, return_state=True, **drawn | masks)
         return new[0], new
 
     # ---- weights
@@ -722,7 +746,7 @@ class _Recurrent(KeepsStates):
 
     def _by_weight(self, kind: str) -> list[tuple[int, str, Any]]:
         """(index, argument, value) of the weights that have a "regularizer" or "constraint"."""
-        names = (f"{name.removesuffix('_kernel')}_{kind}" for name in self._shapes(0))
+        names = (f"{name.removesuffix('_kernel')}_{kind}" for name in self._weight_shapes(0))
         values = ((index, name, getattr(self, name, None)) for index, name in enumerate(names))
         return [entry for entry in values if entry[2] is not None]
 
@@ -735,21 +759,25 @@ class _Recurrent(KeepsStates):
     def _weight_losses(penalties: list[tuple[int, str, Any, Array]]) -> list[float]:
         return [float(regularizer(array)) for _, _, regularizer, array in penalties]
 
-    def _penalize(self, tape: Tape, outputs: Outputs) -> None:
+    def _penalize(self, tape: Tape, outputs: Outputs, embedding: list[Array]) -> None:
         """Notes in the tape what the regularizers say of the outputs, each divided by the batch size, and weights."""
         regularizer = self.activity_regularizer
         outputs = [] if regularizer is None else list(outputs) if isinstance(outputs, tuple) else [outputs]
-        tape._penalties = Penalties(outputs, self._weight_penalties(tape._core.weights.arrays))
+        tape._penalties = Penalties(outputs, self._weight_penalties([*tape._core.weights.arrays, *embedding]))
         losses = [float(regularizer(output)) / max(1, len(output)) for output in outputs]
         tape.losses = losses + self._weight_losses(tape._penalties.weights)
 
     def _run_backward(self, dy: Any, tape: Tape) -> functional.Gradients:
         if tape._core_has_states and not tape._return_state:
             dy = [dy] + [None] * self._states  # the states that only the layer kept
-        core = tape._core
-        if isinstance(core, checkpoints.Tape):
-            return checkpoints.run_backward(dy, core)
-        return functional.run_backward(dy, core)
+        run: Any = functional.run_backward
+        if isinstance(tape._core, checkpoints.Tape):
+            run = checkpoints.run_backward
+        gradients: functional.Gradients = run(dy, tape._core)
+        if tape._ids is not None:
+            given_ids, mask, rows = tape._ids
+            gradients.weights.append(functional.embedding_gradient(given_ids, gradients.x, rows, mask))
+        return gradients
 
     def _begin_with(
         self, initial_state: Sequence[Array | None] | None, x: Array
@@ -902,8 +930,11 @@ class _Recurrent(KeepsStates):
                 "write bool(...) around it"
             )
 
-    def _options(self, x: Array, mask: Any, lengths: Any, training: Any) -> dict[str, Any]:
-        """What a call hands to the functional layer beside x, the states and what every call does."""
+    def _options(
+        self, x: Array, mask: Any, lengths: Any, training: Any, in_segments: bool = False
+    ) -> dict[str, Any]:
+        """What a call hands to the functional layer, or `in_segments` to `checkpoint`, beside x, the states and what
+        every call does."""
         options: dict[str, Any] = {}
         if mask is not None:
             options["mask"] = mask if mask.__class__ is ndarray else plain(self._where, "mask", mask)
@@ -912,14 +943,14 @@ class _Recurrent(KeepsStates):
         if options and self.zero_output_for_mask:
             options["zero_output_for_mask"] = True
         if self._drops:
-            options |= self._masks(x, bool(training))
+            options |= self._masks(x, bool(training), in_segments)
         return options
 
-    def _masks(self, x: Array, training: bool) -> dict[str, Any]:
+    def _masks(self, x: Array, training: bool, in_segments: bool = False) -> dict[str, Any]:
         """The masks of one call: those of dropout as Keras draws them, the same at every step, and those of zoneout.
 
         With recurrent_dropout each gate has masks of its own, of x too; without it all share one. Without training there
-        is only zoneout, with its rate for a mask.
+        is only zoneout, with its rate for a mask. `in_segments`: zoneout's masks are drawn when and where they are used.
         """
         if x.ndim < 2:
             return {}  # what the core refuses
@@ -929,9 +960,8 @@ class _Recurrent(KeepsStates):
             rows = [np.full(width, self.zoneout, self._numpy_dtype) for width in self._widths]
             return {"zoneout_mask": [np.broadcast_to(row, (*x.shape[:2], len(row))) for row in rows]}
         self._calls += 1
-        rng = np.random.default_rng(
-            np.random.SeedSequence(self._entropy, spawn_key=(DROPOUT_STREAM, self._calls))
-        )
+        seed = np.random.SeedSequence(self._entropy, spawn_key=(DROPOUT_STREAM, self._calls))
+        rng = np.random.default_rng(seed)
 
         def draw(rate: float, *shape: int) -> Array:
             mask: Array = (rng.random(shape, np.float32) >= rate) * self._numpy_dtype.type(1 / (1 - rate))
@@ -945,10 +975,13 @@ class _Recurrent(KeepsStates):
         if self.recurrent_dropout:
             masks["recurrent_dropout_mask"] = draw(self.recurrent_dropout, len(x), *per_gate, self._widths[0])
         if self.zoneout:
-            masks["zoneout_mask"] = [
-                (rng.random((*x.shape[:2], width), np.float32) < self.zoneout).astype(self._numpy_dtype)
-                for width in self._widths
-            ]
+            begin = sum(mask.size for mask in masks.values())  # after the numbers of these
+            zoneout = []
+            for width in self._widths:
+                shape = (*x.shape[:2], width)
+                zoneout.append(ZoneoutMask(seed, begin, shape, self.zoneout, self._numpy_dtype))
+                begin += math.prod(shape)
+            masks["zoneout_mask"] = zoneout if in_segments else [mask[:, :] for mask in zoneout]
         return masks
 
 
@@ -980,6 +1013,8 @@ class SimpleRNN(_Recurrent):
         activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
         kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
             `apply_constraints`.
+        layer_norm_regularizer, embedding_regularizer, layer_norm_constraint, embedding_constraint: those of the other
+            weights, by keyword, for a layer that has the weight.
         stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
             An initial_state given goes before them for that call. Copies and pickles don't take the states along.
         dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
@@ -989,7 +1024,7 @@ class SimpleRNN(_Recurrent):
             Hinton, 2016).
         zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training; otherwise
             the states are mixed in that proportion (Krueger et al., 2016).
-        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        zero_output_for_mask: the outputs of masked steps are zeros, the last output of a row that ends masked too.
         embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
             as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
             number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
@@ -1043,6 +1078,7 @@ class SimpleRNN(_Recurrent):
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfWeights],
     ) -> None:
         super().__init__(locals())
 
@@ -1077,6 +1113,8 @@ class IndRNN(_Recurrent):
         activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
         kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
             `apply_constraints`.
+        layer_norm_regularizer, embedding_regularizer, layer_norm_constraint, embedding_constraint: those of the other
+            weights, by keyword, for a layer that has the weight.
         stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
             An initial_state given goes before them for that call. Copies and pickles don't take the states along.
         dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
@@ -1086,7 +1124,7 @@ class IndRNN(_Recurrent):
             Hinton, 2016). Computed in NumPy: much slower.
         zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training; otherwise
             the states are mixed in that proportion (Krueger et al., 2016).
-        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        zero_output_for_mask: the outputs of masked steps are zeros, the last output of a row that ends masked too.
         embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
             as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
             number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
@@ -1140,6 +1178,7 @@ class IndRNN(_Recurrent):
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfWeights],
     ) -> None:
         super().__init__(locals())
 
@@ -1195,6 +1234,9 @@ class LSTM(_Recurrent):
         activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
         kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
             `apply_constraints`.
+        peephole_regularizer, projection_regularizer, gate_regularizer, cell_norm_regularizer, layer_norm_regularizer,
+            embedding_regularizer, and the same with _constraint: those of the other weights, by keyword, for a layer
+            that has the weight.
         stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
             An initial_state given goes before them for that call. Copies and pickles don't take the states along.
         dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
@@ -1207,7 +1249,7 @@ class LSTM(_Recurrent):
             slower.
         zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training, for h and
             c apart; otherwise the states are mixed in that proportion (Krueger et al., 2016).
-        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        zero_output_for_mask: the outputs of masked steps are zeros, the last output of a row that ends masked too.
         embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
             as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
             number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
@@ -1240,6 +1282,14 @@ class LSTM(_Recurrent):
     variant: str | None
     peephole: bool | None
     proj_size: int | None
+    peephole_regularizer: Any = None
+    peephole_constraint: Any = None
+    projection_regularizer: Any = None
+    projection_constraint: Any = None
+    gate_regularizer: Any = None
+    gate_constraint: Any = None
+    cell_norm_regularizer: Any = None
+    cell_norm_constraint: Any = None
     use_cudnn: Literal["auto", False]
 
     def __init__(
@@ -1279,9 +1329,9 @@ class LSTM(_Recurrent):
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfLSTMWeights],
     ) -> None:
         super().__init__(locals())
-        self._has_peepholes = variant not in (None, "np") if self.peephole is None else self.peephole
         try:
             self._cell = functional.lstm_cell(
                 variant, self._has_peepholes, self.proj_size is not None, self.layer_norm
@@ -1294,9 +1344,16 @@ class LSTM(_Recurrent):
             )
         if variant == "fgr":
             self._states = 5
-        missing = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}.get(variant or "", "")
-        self._gate_names = [name for name in "ifgo" if name != missing]
         self._gates = len(self._gate_names)
+
+    @property
+    def _has_peepholes(self) -> bool:
+        return self.variant not in (None, "np") if self.peephole is None else self.peephole
+
+    @property
+    def _gate_names(self) -> list[str]:
+        missing = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}.get(self.variant or "", "")
+        return [name for name in "ifgo" if name != missing]
 
     def _activations(self) -> tuple[ActivationLike, ActivationLike, ActivationLike]:
         return functional.lstm_activations(self.variant, self.activation, self.recurrent_activation)
@@ -1362,6 +1419,8 @@ class GRU(_Recurrent):
         activity_regularizer: a penalty on all that a call returns, divided by the batch size; see `Tape.losses`.
         kernel_constraint, recurrent_constraint, bias_constraint: what `fastrnn.constraints.get` takes; see
             `apply_constraints`.
+        layer_norm_regularizer, embedding_regularizer, layer_norm_constraint, embedding_constraint: those of the other
+            weights, by keyword, for a layer that has the weight.
         stateful: begin each call with the states that the last one ended with, until `reset_state`; see `states`.
             An initial_state given goes before them for that call. Copies and pickles don't take the states along.
         dropout: the fraction from 0 to less than 1 of the inputs that are left out in training, the same ones at
@@ -1371,7 +1430,7 @@ class GRU(_Recurrent):
             Hinton, 2016).
         zoneout: the fraction from 0 to less than 1 of the units that keep their state at a step in training; otherwise
             the states are mixed in that proportion (Krueger et al., 2016).
-        zero_output_for_mask: the outputs of masked steps are zeros; matters with return_sequences alone.
+        zero_output_for_mask: the outputs of masked steps are zeros, the last output of a row that ends masked too.
         embedding: a floating array [V, I], or its shape (V, I), in which case it is drawn uniformly from [-0.05, 0.05],
             as by keras.layers.Embedding. x is then integers [B, T] (x_t [B]), and the input of a step is the row of that
             number. It is the last of the weights; the x of gradients is that of the rows, [B, T, I]: with the ids the
@@ -1433,6 +1492,7 @@ class GRU(_Recurrent):
         trainable: bool = True,
         dtype: LayerDType | None = None,
         name: str | None = None,
+        **of_weights: Unpack[OfWeights],
     ) -> None:
         super().__init__(locals())
         self._cell = "gru" if self.reset_after else "gru_reset_before"

@@ -241,7 +241,7 @@ def _forward(
     inputs = (x.reshape(B * T, I), W, dropout_mask, gain_x)
     a_x = (linear(*inputs) + b_x).reshape(B, T, columns)
     states = _or_zeros(absent if initial_state is None else initial_state, zeros)
-    last = zeros[0] if T else states[0]  # the output before the first step, and that of no steps
+    output = last = zeros[0] if T else states[0]  # the output before the first step, and that of no steps
     y, saved, all_states = np.empty((B, T, len(U)), dtype), [], []
     for k, t in order:
         rows = rows_of(real[t])
@@ -253,11 +253,11 @@ def _forward(
         ]
         states = [put(n, rows, s) for n, s in zip(mixed, states, strict=True)]
         last = where(real[t], states[0], last)
-        y[:, k] = where(real[t], last, 0) if zero_output_for_mask else last
+        y[:, k] = output = where(real[t], last, 0) if zero_output_for_mask else last
         saved.append(kept)
         all_states.append(tuple(states))
     if not return_sequences:
-        y = last.copy()
+        y = output.copy()
     outputs = (y, *(s.copy() for s in states)) if return_state else y
     bias_shape = None if b is None else b.shape
     return outputs, _Tape(
@@ -272,13 +272,14 @@ def _backward(dy: Any, tape: _Tape) -> Gradients:
     dstates = _or_zeros(dstates, zeros)
     if dy is None:
         dy = np.zeros((B, T, len(p.U)) if tape.return_sequences else zeros[0].shape, zeros[0].dtype)
-    dlast = zeros[0] if tape.return_sequences else dy
+    dlast = zeros[0]
     da_x = np.zeros((B, T, tape.inputs[1].shape[1]), zeros[0].dtype)
     dw = {name: np.zeros_like(w) for name, w in vars(p).items() if name in _WEIGHTS and w is not None}
     for k, t in reversed(tape.order):
         real, zoneout = tape.real[t], tape.zoneout[t]
-        if tape.return_sequences:
-            dlast = dlast + (where(real, dy[:, k], 0) if tape.zero_output_for_mask else dy[:, k])
+        if tape.return_sequences or k == T - 1:
+            doutput = dy[:, k] if tape.return_sequences else dy
+            dlast = dlast + (where(real, doutput, 0) if tape.zero_output_for_mask else doutput)
         dstates[0] = dstates[0] + where(real, dlast, 0)  # last = where(real, states[0], last)
         dlast = zeros[0] if real is None else np.where(real, 0, dlast)
         # states = put(mixed, rows, states_prev); mixed = z * states_prev + (1 - z) * new
@@ -292,8 +293,8 @@ def _backward(dy: Any, tape: _Tape) -> Gradients:
         ]
         dstates = [put(d, rows, kept) for d, kept in zip(dprevious, dstates, strict=True)]
         dw |= {name: total + dstep[name] for name, total in dw.items()}
-    if not T:  # y = states[0]
-        dstates[0] = dstates[0] + dlast
+    if not T and not tape.return_sequences:  # y = states[0]
+        dstates[0] = dstates[0] + dy
     # a_x = linear(*inputs) + b_x
     da_x = da_x.reshape(B * T, da_x.shape[2])
     dx, dW, dgain_x = linear_backward(da_x, *tape.inputs)
@@ -358,7 +359,7 @@ def simple_rnn_forward(
                 the order of the steps.
             mask: [B, T] bool, True where a step is real. A masked step keeps the states, repeats the output
                 before it (zeros before the first real step) and does not see x.
-            zero_output_for_mask: with return_sequences, outputs of masked steps are zeros.
+            zero_output_for_mask: outputs of masked steps are zeros.
             dropout_mask: [B, I], or [B, G, I] with a mask for each gate: times x, in all steps the same.
             recurrent_dropout_mask: [B, G, H]: times h_prev in the product with U, in all steps the same.
             zoneout_mask: list for the states, each [B, T, H] or None: 1 where a state stays as it was, 0 where

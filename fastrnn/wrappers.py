@@ -160,7 +160,11 @@ class Bidirectional(HasWeightsOfMembers, KeepsStates):
                 other=True,
                 name=f"backward_{layer.name.removeprefix('backward_')}",
                 go_backwards=True,
-                **({} if isinstance(layer, RNN) else {"embedding": None}),
+                **{
+                    argument: None
+                    for argument in ([] if isinstance(layer, RNN) else layer._arguments)
+                    if argument.startswith("embedding")
+                },
             )
         else:
             backward = backward_layer

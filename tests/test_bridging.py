@@ -141,6 +141,40 @@ def test_a_tape_made_again_from_its_array_gives_the_same_gradients(
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("return_state", [False, True])
+@pytest.mark.parametrize("go_backwards", [False, True])
+def test_rows_that_end_masked_have_a_last_output_of_zeros_without_gradient(
+    given, cell, return_state, go_backwards
+):
+    weights, (x, _, states) = given
+    mask = np.random.default_rng(3).random(x.shape[:2]) < 0.6
+    ends = mask[:, 0 if go_backwards else -1]
+    assert 0 < ends.sum() < len(ends) and mask.any(axis=1).all()
+    options = {"mask": mask, "return_state": return_state, "go_backwards": go_backwards}
+    last, _ = functional.run_forward(weights, x, initial_state=states, **options)
+    options["zero_output_for_mask"] = True
+    y, tape = functional.run_forward(weights, x, initial_state=states, **options)
+    np.testing.assert_array_equal(as_list(y)[0], np.where(ends[:, None], as_list(last)[0], 0))
+    np.testing.assert_equal(as_list(y)[1:], as_list(last)[1:])
+    assert not tape.consumed and tape.nbytes and tape.weights is weights
+    assert [gate.shape for gate in functional.gates(tape).values()] == [(7, 5, 20)] * (
+        0 if cell in ("simple_rnn", "indrnn") else 5 if cell == "lstm" else 3
+    )
+
+    dy = random_gradients(y)
+    again = functional.restore_tape(weights, tape.saved, x, states, **options)
+    wrong = [as_list(dy)[0][1:], *as_list(dy)[1:]]
+    for refused in (wrong if return_state else wrong[0], "zeros"):
+        with pytest.raises((TypeError, ValueError), match=r"\.backward: dy"):
+            functional.run_backward(refused, tape)
+    gradients = functional.run_backward(dy, tape)
+    assert tape.consumed
+    np.testing.assert_equal(functional.run_backward(dy, again), gradients)
+    if not return_state:
+        reached = [gradients.x.any(axis=(1, 2)), *(d.any(axis=1) for d in gradients.initial_state)]
+        np.testing.assert_array_equal(reached, [ends] * len(reached))
+
+
 def test_a_tape_is_not_made_from_an_array_that_is_none(given, dtype):
     weights, (x, _, _) = given
     with pytest.raises(ValueError, match="saved must have shape"):

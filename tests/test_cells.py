@@ -156,8 +156,15 @@ def test_cells_have_the_arguments_order_and_defaults_of_keras(cell_class):
     theirs = [(p.name, p.kind, p.default) for p in theirs if p.kind is not p.VAR_KEYWORD]
     ours = [(p.name, p.kind, p.default) for p in inspect.signature(cell_class).parameters.values()]
     assert ours[: len(theirs)] == theirs
-    beyond = ["variant", "peephole"] if cell_class is LSTMCell else []
-    assert [name for name, *_ in ours[len(theirs) :]] == [*beyond, "trainable", "dtype", "name"]
+    beyond = ["variant", "peephole", "proj_size"] if cell_class is LSTMCell else []
+    beyond += ["layer_norm", "zoneout"]
+    assert [name for name, *_ in ours[len(theirs) :]] == [
+        *beyond,
+        "trainable",
+        "dtype",
+        "name",
+        "of_weights",
+    ]
 
 
 @cells
@@ -366,6 +373,85 @@ def test_rnn_resets_the_masks_of_a_cell_that_it_steps():
     assert rnn(x[:1], training=True).shape == (1, H)
 
 
+# ---- What Keras' cells don't have ----
+
+BEYOND_KERAS = [
+    *((cell, {"zoneout": 0.3}) for cell in OURS),
+    *((cell, {"layer_norm": True, "zoneout": 0.1, "dropout": 0.2}) for cell in OURS),
+    ("lstm", {"proj_size": 2}),
+    ("lstm", {"proj_size": 2, "variant": "vanilla", "layer_norm": True, "recurrent_dropout": 0.3}),
+    ("lstm", {"proj_size": 2, "variant": "fgr", "zoneout": 0.2}),
+]
+beyond_keras = pytest.mark.parametrize(
+    ("cell", "options"), BEYOND_KERAS, ids=[f"{cell}-{'-'.join(options)}" for cell, options in BEYOND_KERAS]
+)
+
+
+@beyond_keras
+@sequences_or_last
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("mask", [None, MASK], ids=["no_mask", "mask"])
+def test_rnn_of_a_cell_gives_what_its_layer_gives(cell, options, return_sequences, training, mask):
+    returns = dict(return_sequences=return_sequences, return_state=True)
+    made = make_cell(cell, seed=1, **options)
+    layer = type(made._layer)(
+        H,
+        dtype="float64",
+        seed=1,
+        **returns,
+        **options | ({"reset_after": False} if cell == "gru_reset_before" else {}),
+    )
+    rnn, x = RNN(made, **returns), np.random.default_rng(0).standard_normal((B, T, INPUTS))
+    rnn.build(x.shape), layer.build(x.shape)
+    assert_same(rnn.weights, layer.weights)
+    assert_same(rnn(x, mask=mask, training=training), layer(x, mask=mask, training=training))
+    outputs, tape = rnn.forward(x, mask=mask, training=training)
+    expected, expected_tape = layer.forward(x, mask=mask, training=training)
+    assert_same(outputs, expected)
+    before = fastrnn.kernel_calls()
+    gradients = rnn.backward(outputs, tape)
+    in_numpy = ("layer_norm" in options and cell == "indrnn") or options.get("variant") == "fgr"
+    assert in_numpy or fastrnn.kernel_calls() != before
+    for actual, wanted in zip(gradients, layer.backward(expected, expected_tape), strict=True):
+        assert_same(actual, wanted)
+
+
+@beyond_keras
+def test_steps_of_a_cell_are_those_of_its_sequence(cell, options):
+    made = make_cell(cell, seed=1, **options)
+    x = np.random.default_rng(0).standard_normal((B, T, INPUTS))
+    y, *final = RNN(made, return_sequences=True, return_state=True)(x)
+    states = made.get_initial_state(B)
+    assert [s.shape for s in states] == [s.shape for s in final]
+    sizes = made.state_size if isinstance(made.state_size, list) else [made.state_size]
+    assert ([s.shape[1] for s in states], y.shape[2]) == (sizes, made.output_size)
+    for t in range(T):
+        y_t, states = made(x[:, t], states)
+        assert_close(y_t, y[:, t], 1e-13)
+    assert_close(list(states), final, 1e-13)
+
+
+def test_zoneout_keeps_other_units_at_each_step_of_a_cell_in_training():
+    made = LSTMCell(50, zoneout=0.25, dropout=0.5, seed=3)
+    x_t, states = np.ones((20, INPUTS), "float32"), [np.full((20, 50), v, "float32") for v in (5, 7)]
+    kept = []
+    for _ in range(2):
+        _, new = made(x_t, states, training=True)
+        kept.append([a == b for a, b in zip(new, states, strict=True)])
+    assert all(0.2 < k.mean() < 0.3 for of_step in kept for k in of_step)
+    assert not np.array_equal(kept[0], kept[1]) and not np.array_equal(*kept[0])
+    assert list(made._masks) == ["dropout_mask"]
+
+
+@beyond_keras
+def test_a_config_has_what_keras_cells_do_not_have(cell, options):
+    made = make_cell(cell, **options)
+    config = json.loads(json.dumps(made.get_config()))
+    assert {name: config[name] for name in options} == options
+    assert type(made).from_config(config).get_config() == config
+    assert not {"zoneout", "layer_norm", "proj_size"} & make_cell(cell).get_config().keys()
+
+
 # ---- Masks of our cells, and LSTM variants ----
 
 
@@ -399,10 +485,14 @@ def test_rnn_of_a_cell_takes_masks_as_its_layer_does(cell, return_sequences, go_
 
 
 @sequences_or_last
+@pytest.mark.parametrize("zero_output", [False, True], ids=["repeated", "zeros"])
 @both_directions
 @initial_or_zeros
-def test_masks_of_stacks_of_our_cells_are_those_of_keras(return_sequences, go_backwards, initial):
+def test_masks_of_stacks_of_our_cells_are_those_of_keras(
+    return_sequences, zero_output, go_backwards, initial
+):
     options = dict(return_sequences=return_sequences, return_state=True, go_backwards=go_backwards)
+    options["zero_output_for_mask"] = zero_output
     ours = RNN([LSTMCell(4, dtype="float64"), GRUCell(3, dtype="float64")], **options)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((B, T, INPUTS))
@@ -571,11 +661,8 @@ def test_a_stack_is_a_cell_whose_steps_give_what_one_call_gives():
 # ---- A cell of one's own ----
 
 
-@pytest.mark.parametrize(
-    "return_sequences, zero_output",  # which concerns sequences; Keras' backends differ for the last output
-    [(False, False), (True, False), (True, True)],
-    ids=["last", "sequences", "zeros"],
-)
+@sequences_or_last
+@pytest.mark.parametrize("zero_output", [False, True], ids=["repeated", "zeros"])
 @both_directions
 @initial_or_zeros
 @pytest.mark.parametrize("mask", [None, MASK], ids=["no_mask", "mask"])

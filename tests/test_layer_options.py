@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -39,6 +40,7 @@ from test_layers import (
 
 from fastrnn import activations, functional, reference
 from fastrnn.layers import GRU, LSTM, IndRNN, SimpleRNN
+from fastrnn.zoneout import ZoneoutMask
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -56,7 +58,7 @@ def compare_with_keras(ours, x, mask=None, states=None, masks=None, rtol=1e-12, 
             pytest.skip("takes the gradient with PyTorch")
         theirs = keras_layer(cell, ours.get_weights(), **rates, **options)
         if masks is not None:
-            patch.setitem(vars(ours), "_masks", lambda x, training: masks)
+            patch.setitem(vars(ours), "_masks", lambda x, training, in_segments: masks)
             for name in ("dropout_mask", "recurrent_dropout_mask"):
                 mask_of_cell = for_keras_cell(keras, masks.get(name))
                 patch.setattr(theirs.cell, f"get_{name}", lambda step_input, mask=mask_of_cell: mask)
@@ -104,9 +106,8 @@ def test_outputs_and_gradients_with_a_mask_are_those_of_keras(
 ):
     problem = random_problem(cell, B, T, INPUTS, H)
     options = dict(return_sequences=return_sequences, return_state=return_state, go_backwards=go_backwards)
-    # On Keras' backends zero_output_for_mask differs for the last output alone; here it concerns sequences.
-    ours = build(cell, problem.weights, zero_output_for_mask=zero_output, **options)
-    options["zero_output_for_mask"] = zero_output and return_sequences
+    options["zero_output_for_mask"] = zero_output
+    ours = build(cell, problem.weights, **options)
     states = problem.initial_state if initial else None
     outputs = compare_with_keras(ours, problem.x, mask_of_kind(kind), states, **options)
     if not return_sequences:
@@ -403,7 +404,7 @@ def test_variants_are_those_of_the_reference(variant, peephole, use_bias, plain)
     states = [rng.standard_normal((B, H)) for _ in range(5 if variant == "fgr" else 2)]
     mask = None if plain else mask_of_kind("holes")
     masks = {} if plain else layer._masks(x, True)
-    layer._masks = lambda x, training: masks
+    layer._masks = lambda x, training, in_segments: masks
     weights = layer.get_weights()
     bias = weights[2] if use_bias else None
     others = {"gate_kernel": weights.pop()} if variant == "fgr" else {}
@@ -745,6 +746,55 @@ def test_zoneout_keeps_units_at_its_rate_and_is_reproducible():
     assert kept.mean() == pytest.approx(0.25, abs=0.02)
     again = GRU(50, zoneout=0.25, return_sequences=True, seed=3)
     np.testing.assert_array_equal(again(x, training=True), first)
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 5), (1, 7, 3), (4, 1, 3), (0, 3, 2), (2, 0, 3)])
+@pytest.mark.parametrize("begin", [0, 3, 10])
+def test_steps_of_a_zoneout_mask_are_those_of_the_whole(shape, begin, dtype):
+    seed, T = np.random.SeedSequence(5), shape[1]
+    rng = np.random.default_rng(seed)
+    rng.random(begin, np.float32)
+    expected = (rng.random(shape, np.float32) < 0.4).astype(dtype)
+    mask = ZoneoutMask(seed, begin, shape, 0.4, np.dtype(dtype))
+    for first in range(T + 1):
+        for end in range(first, T + 1):
+            steps = mask[:, first:end]
+            np.testing.assert_array_equal(steps, expected[:, first:end])
+            assert steps.dtype == dtype
+
+
+@pytest.mark.parametrize("rates", [{}, {"dropout": 0.5}, {"dropout": 0.5, "recurrent_dropout": 0.5}])
+@both_directions
+def test_checkpoints_draw_zoneout_in_segments_as_it_is_drawn_in_one(rates, go_backwards):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((5, 9, 3))
+    options = dict(zoneout=0.3, seed=4, dtype="float64", return_sequences=True, go_backwards=go_backwards)
+    results = []
+    for checkpoint in (False, 4):
+        layer = LSTM(5, **options, **rates)
+        y, tape = layer.forward(x, lengths=[9, 3, 0, 5, 8], checkpoint=checkpoint)
+        gradients = layer.backward(np.ones_like(y), tape)
+        results.append((y, gradients))
+    np.testing.assert_array_equal(results[1][0], results[0][0])
+    assert_close(results[1][1], results[0][1], 1e-13)
+    for wrong in (x[0], x[:, :, :2]):
+        with pytest.raises(ValueError, match="LSTM: x must have"):
+            layer.forward(wrong, checkpoint=4)
+    with pytest.raises(ValueError, match="LSTM: mask must have shape"):
+        layer.forward(x, mask=np.ones((5, 8), bool), checkpoint=4)
+
+
+def test_zoneout_takes_the_memory_of_a_segment_with_checkpoints():
+    layer, x = GRU(64, zoneout=0.1, seed=4), np.zeros((4, 2500, 2), "float32")
+    layer.build(x.shape)
+    tracemalloc.start()
+    try:
+        y, tape = layer.forward(x, checkpoint=True)
+        layer.backward(y, tape)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 * 2500 * 64 * 4 / 4  # a fourth of one mask
 
 
 @pytest.mark.parametrize(

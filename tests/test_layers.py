@@ -1119,6 +1119,7 @@ def test_config_goes_through_json_and_back(layer_class):
             "layer_norm",
             "zoneout",
             "embedding",
+            "of_weights",
         }  # which Keras' layers would refuse
         assert list(config) == [p for p in inspect.signature(layer_class).parameters if p not in beyond_keras]
         again = layer_class.from_config(json.loads(json.dumps(config)))

@@ -316,11 +316,8 @@ MASK = np.array([[1] * 9, [1] * 5 + [0] * 4, [0] * 3 + [1] * 6, [0, 1, 0, 0, 1, 
 
 
 @cells
-@pytest.mark.parametrize(
-    ("return_sequences", "zero_output_for_mask"),
-    [(False, False), (True, False), (True, True)],
-    ids=["last", "repeat", "zero"],
-)
+@sequences_or_last
+@pytest.mark.parametrize("zero_output_for_mask", [False, True], ids=["repeat", "zero"])
 @both_directions
 def test_masked_outputs_and_gradients_equal_keras(cell, return_sequences, zero_output_for_mask, go_backwards):
     check_against_keras(

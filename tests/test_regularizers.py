@@ -16,7 +16,19 @@ from support import (
 )
 from test_layers import INPUTS, LAYERS, B, H, T, assert_same, build, sequences_or_last, state_or_not
 
-from fastrnn import LSTM, regularizers
+from fastrnn import (
+    GRU,
+    LSTM,
+    RNN,
+    Bidirectional,
+    GRUCell,
+    IndRNN,
+    LSTMCell,
+    SimpleRNN,
+    constraints,
+    regularizers,
+)
+from fastrnn.arguments import OF_WEIGHTS
 from fastrnn.regularizers import L1, L1L2, L2, OrthogonalRegularizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -339,3 +351,149 @@ def test_layers_take_regularizers_from_keras_and_give_them_back(cell):
     for name in ALL_FOUR.keys() - ({"activity_regularizer"} if cell == "simple_rnn" else set()):  # see above
         assert getattr(again, name).get_config() == pytest.approx(ALL_FOUR[name].get_config())
     assert "kernel_regularizer={'class_name': 'L2', 'config': {'l2': 0.2}}" in repr(layer)
+
+
+# ---- Of weights that Keras' layers don't have: regularizers and constraints
+
+EMBEDDING = np.random.default_rng(9).standard_normal((7, INPUTS))
+BEYOND_KERAS = {
+    "peephole": (LSTM, {"peephole": True}),
+    "projection": (LSTM, {"proj_size": 2}),
+    "gate": (LSTM, {"variant": "fgr"}),
+    "gate_of_ids": (LSTM, {"variant": "fgr", "embedding": EMBEDDING}),
+    "cell_norm": (LSTM, {"layer_norm": True, "peephole": True, "proj_size": 2}),
+    "layer_norm": (GRU, {"layer_norm": True}),
+    "layer_norm_of_ids": (SimpleRNN, {"layer_norm": True, "embedding": EMBEDDING}),
+    "layer_norm_in_numpy": (IndRNN, {"layer_norm": True}),
+    "embedding": (GRU, {"embedding": EMBEDDING}),
+    "embedding_of_ids": (LSTM, {"embedding": EMBEDDING, "layer_norm": True, "proj_size": 2}),
+}
+beyond_keras = pytest.mark.parametrize(
+    ("weight", "layer_class", "options"),
+    [(name.partition("_of_ids")[0].removesuffix("_in_numpy"), *made) for name, made in BEYOND_KERAS.items()],
+    ids=BEYOND_KERAS,
+)
+
+
+def inputs_of(options):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 7, (B, T)) if "embedding" in options else rng.standard_normal((B, T, INPUTS)) / 2
+
+
+def place_of(weight, layer):
+    """Where it is in `weights`."""
+    names = [name.removesuffix("_kernel") for name in layer._weight_shapes(INPUTS)]
+    return names.index(weight)
+
+
+def moved(layer, seed=5):
+    """The layer with other weights: those at first are zeros and ones."""
+    rng = np.random.default_rng(seed)
+    layer.build((None, None, INPUTS)[: 3 if layer.embedding is None else 2])
+    layer.set_weights([w + rng.normal(0, 0.3, w.shape) for w in layer.weights])
+    return layer
+
+
+@beyond_keras
+@pytest.mark.parametrize("checkpoint", [False, 3])
+@pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
+def test_penalties_of_weights_beyond_keras_are_losses_with_gradients(
+    weight, layer_class, options, checkpoint, trainable
+):
+    regularizer = {f"{weight}_regularizer": L2(0.5)}
+    others = options | {"dtype": "float64", "seed": 1, "trainable": trainable}
+    layer, plain = moved(layer_class(H, **others, **regularizer)), moved(layer_class(H, **others))
+    x = inputs_of(options)
+    y, tape = layer.forward(x, checkpoint=checkpoint)
+    place = place_of(weight, layer)
+    w = layer.weights[place]
+    assert layer.losses == tape.losses == ([pytest.approx(0.5 * (w**2).sum())] if trainable else [])
+    dy = random_gradients(y)
+    gradients, expected = (
+        layer.backward(dy, tape),
+        plain.backward(dy, plain.forward(x, checkpoint=checkpoint)[1]),
+    )
+    assert_same(gradients.x, expected.x)
+    if trainable:
+        expected.weights[place] += w
+    assert_close(gradients.weights, expected.weights, 1e-14)
+
+
+@beyond_keras
+def test_constraints_of_weights_beyond_keras_are_applied(weight, layer_class, options):
+    layer = moved(layer_class(H, **options, **{f"{weight}_constraint": "max_norm"}))
+    place, before = place_of(weight, layer), layer.get_weights()
+    before[place] *= 50
+    layer.set_weights(before)
+    layer.apply_constraints()
+    before[place] = constraints.MaxNorm()(before[place])
+    assert_same(layer.weights, before)
+
+
+@beyond_keras
+def test_arguments_of_weights_beyond_keras_go_through_configs(weight, layer_class, options):
+    given = {f"{weight}_regularizer": "l2", f"{weight}_constraint": "non_neg"}
+    layer = layer_class(H, **options, **given)
+    again = layer_class.from_config(json.loads(json.dumps(layer.get_config())))
+    assert again.get_config() == layer.get_config()
+    assert getattr(again, f"{weight}_regularizer") == L2() and f"{weight}_constraint" in repr(again)
+    assert not OF_WEIGHTS & layer_class(H, **options).get_config().keys()
+    assert getattr(layer_class(H, **options, **dict.fromkeys(given)), f"{weight}_regularizer") is None
+    with pytest.raises(AttributeError, match=f"{weight}_regularizer cannot be changed after the layer"):
+        setattr(layer, f"{weight}_regularizer", None)
+    with pytest.raises(ValueError, match=f": {weight}_regularizer must be None in a layer without that w"):
+        layer_class(H, **given)
+
+
+def test_cells_take_what_their_layers_take():
+    given = {"projection_regularizer": "l2", "peephole_constraint": "non_neg"}
+    options = {"proj_size": 2, "peephole": True, "dtype": "float64", "seed": 1}
+    cell, layer = LSTMCell(H, **options, **given), LSTM(H, **options, **given)
+    assert {name: getattr(cell, name) for name in given} == {name: getattr(layer, name) for name in given}
+    assert cell.layer_norm_regularizer is None
+    again = LSTMCell.from_config(json.loads(json.dumps(cell.get_config())))
+    assert again.get_config() == cell.get_config()
+    rnn, x = RNN(cell), inputs_of({})
+    (y, tape), (expected, expected_tape) = rnn.forward(x), layer.forward(x)
+    assert tape.losses == rnn.losses == layer.losses == expected_tape.losses != []
+    assert_same(rnn.backward(y, tape).weights, layer.backward(expected, expected_tape).weights)
+
+
+def test_both_directions_share_the_penalty_of_their_embedding():
+    layer = Bidirectional(GRU(H, embedding=EMBEDDING, embedding_regularizer=L2(0.5), dtype="float64", seed=1))
+    x = inputs_of({"embedding": EMBEDDING})
+    y, tape = layer.forward(x)
+    assert tape.losses == layer.losses == [pytest.approx(0.5 * (EMBEDDING**2).sum())]
+    place = len(layer.forward_layer.weights) - 1
+    gradient = layer.backward(np.zeros_like(y), tape).weights[place]
+    assert_same(gradient, layer.weights[place])
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (
+            lambda: GRU(3, projection_regularizer="l2"),
+            TypeError,
+            "GRU: got an unexpected keyword argument 'pr",
+        ),
+        (
+            lambda: LSTMCell(3, peephole_regulariser="l2"),
+            TypeError,
+            "LSTMCell: got an unexpected keyword arg",
+        ),
+        (
+            lambda: GRUCell(3, embedding_regularizer="l2"),
+            ValueError,
+            "GRUCell: embedding_regularizer must be None in a layer without that weight, got {'class_name': 'L2'",
+        ),
+        (
+            lambda: LSTM(3, peephole=True, peephole_regularizer="l3"),
+            ValueError,
+            "LSTM: peephole_regularizer: a regularizer must have a known name",
+        ),
+    ],
+)
+def test_what_a_layer_has_no_weight_for_is_refused(make, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        make()

@@ -93,6 +93,9 @@ def call(settings: Settings, operands: Operands) -> list[Any]:
         {name: tf.convert_to_tensor(tensor) for name, tensor in given.items() if tensor is not None},
         [*results, "tape"] if keep else results,
     )
+    if mask is not None and settings.zero_output_for_mask and not settings.return_sequences:
+        last = slice(1) if settings.go_backwards else slice(-1, None)
+        outputs[0] = tf.where(tf.reduce_all(mask[:, last], axis=1, keepdims=True), outputs[0], 0)
     return outputs[: len(results)]
 
 

@@ -118,13 +118,11 @@ class _OnKernels:
         """Why the kernels cannot compute this call, or None."""
         if backend is None:
             return f"it knows Keras' backends {', '.join(BACKENDS)}, not {keras.backend.backend()}"
-        layer: Any = self
-        return reason_against(layer) or (
-            backend.reason_against(sequences)
+        return (
+            reason_against(self)
+            or backend.reason_against(sequences)
             or (
-                "zero_output_for_mask is set without return_sequences, with a mask"
-                if mask is not None and layer.zero_output_for_mask and not layer.return_sequences
-                else f"the mask has {len(mask.shape)} axes, not two"
+                f"the mask has {len(mask.shape)} axes, not two"
                 if mask is not None and len(mask.shape) != 2
                 else None
             )

@@ -11,7 +11,7 @@ import hypothesis
 import numpy as np
 import pytest
 from support import as_list, random_gradients, random_problem
-from test_functional_options import CASES, factors, problems
+from test_functional_options import CASES, factors, problems, random_norms
 from test_functional_options import random_problem as random_problem_of
 
 import fastrnn
@@ -284,6 +284,81 @@ def test_donated_buffers_are_not_read_after_they_are_written():
     expected = step(x, *weights, initial_state=[h, c])[1:]
     donating = jax.jit(lambda s: step(x, *weights, initial_state=s)[1:], donate_argnums=0)
     assert_equal(donating((jnp.array(h), jnp.array(c))), expected)
+
+
+# ---- Cells that the kernels don't know in JAX
+
+IN_JAX_NUMPY = ["simple_rnn", "indrnn", "gru", "gru_reset_before", "lstm_None_3", "lstm_cifg_2"]
+IN_JAX_NUMPY += ["lstm_projected_0", "lstm_fgr_0", "lstm_fgr_3", "lstm_fgr_projected"]
+
+
+@pytest.mark.parametrize("every_option", [False, True])
+@pytest.mark.parametrize("name", IN_JAX_NUMPY)
+def test_layer_normalization_and_gates_that_see_each_other_are_those_of_functional(name, every_option):
+    case, (B, T, I, H) = CASES[name], (3, 5, 4, 6)
+    rng = np.random.default_rng(0)
+    x, weights, others, states = random_problem_of(case, B, T, I, H, "float64", 0)
+    if every_option or "fgr" not in name:
+        others |= random_norms(case, H, rng)
+    settings = case.settings | {"return_state": True}
+    if every_option:
+        settings |= {
+            "mask": MASK,
+            "zero_output_for_mask": True,
+            "go_backwards": True,
+            "dropout_mask": factors((B, case.gates, I), rng, "float64"),
+            "recurrent_dropout_mask": factors((B, case.gates, len(weights[1])), rng, "float64"),
+            "zoneout_mask": [rng.random((B, T, s.shape[1])) for s in states],
+        }
+    else:
+        settings["return_sequences"] = True
+    _, forward, backward = case.functions
+    expected, tape = forward(x, *weights, initial_state=states, **others, **settings)
+
+    @jax.jit
+    def run(x, weights, others, states, dy):
+        def outputs(x, weights, others, states):
+            function = getattr(bridge, case.functions[0].__name__)
+            return function(x, *weights, initial_state=states, **others, **settings)
+
+        y, transposed = jax.vjp(outputs, x, weights, others, states)
+        return y, transposed(dy)
+
+    dy = random_gradients(expected)
+    arrays = jax.tree.map(jnp.asarray, (x, weights, others, states, tuple(dy)))
+    y, (dx, dweights, dothers, dstates) = run(*arrays)
+    assert_close(y, expected, 1e-12)
+    right = backward(list(dy), tape)
+    assert_close([dx, dstates], [right.x, right.initial_state], 1e-11)
+    order = [n for n in ("peephole", "projection", "gate_kernel", "cell_norm", "layer_norm") if n in dothers]
+    assert_close([*dweights, *(dothers[n] for n in order)], right.weights, 1e-11)
+
+
+def test_normalized_cells_are_mapped_and_differentiated_again():
+    x, weights, _ = problem_of("gru", 2, 3, 2, 3)
+    gains = jnp.linspace(0.5, 1.5, 18).reshape(2, 9)
+
+    def loss(gains, x):
+        return (bridge.gru(x, *weights, layer_norm=gains) ** 2).sum()
+
+    each = [jax.grad(loss)(gains, part) for part in (x, 2 * x)]
+    assert_close(jax.vmap(jax.grad(loss), (None, 0))(gains, jnp.stack([x, 2 * x])), jnp.stack(each), 1e-12)
+    assert jax.hessian(loss)(gains, x).shape == (2, 9, 2, 9)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"layer_norm": np.ones((2, 7))}, "layer_norm must have shape"),
+        ({"cell_norm": np.ones(6)}, "cell_norm must have shape"),
+        ({"variant": "fgr"}, 'the variant "fgr" and a gate_kernel go together'),
+        ({"variant": "fgr", "gate_kernel": np.ones((6, 6))}, "gate_kernel must have shape"),
+    ],
+)
+def test_weights_of_normalized_cells_that_do_not_fit_are_refused(given, message):
+    x, weights, _ = problem_of("lstm", 2, 3, 2, 3)
+    with pytest.raises(ValueError, match=rf"^fastrnn\.jax\.lstm: {message}"):
+        bridge.lstm(x, *weights, **given)
 
 
 # ---- Second derivatives: from the equations in jax.numpy
@@ -625,10 +700,14 @@ def test_devices_run_their_parts_and_sum_the_gradients_of_what_they_share(run_py
         lengths = jnp.asarray([5, 2, 0, 3])
         mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
-        def loss(weights, x, lengths):
-            return (fastrnn.jax.lstm(x, *weights, lengths=lengths) ** 2).sum()
+        def loss(weights, x, lengths, **options):
+            return (fastrnn.jax.lstm(x, *weights, lengths=lengths, **options) ** 2).sum()
+
+        def in_jax_numpy(weights, x, lengths):
+            return loss(weights, x, lengths, layer_norm=jnp.ones((2, 32)))
 
         expected = jax.grad(loss)(weights, x, lengths)
+        expected_in_jax_numpy = jax.grad(in_jax_numpy)(weights, x, lengths)
         before = fastrnn.kernel_calls()["lstm"]["backward"]
 
         @jax.jit
@@ -642,11 +721,18 @@ def test_devices_run_their_parts_and_sum_the_gradients_of_what_they_share(run_py
         gathered = jax.jit(jax.grad(loss))(weights, sharded, lengths)
         for a, b, c in zip(split, gathered, expected):
             print(bool(jnp.allclose(a, c, atol=1e-4)), bool(jnp.allclose(b, c, atol=1e-4)))
+
+        @jax.shard_map(mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P())
+        def normalized(weights, x, lengths):
+            return jax.grad(lambda w: jax.lax.psum(in_jax_numpy(w, x, lengths), "data"))(weights)
+
+        for a, b in zip(jax.jit(normalized)(weights, x, lengths), expected_in_jax_numpy):
+            print(bool(jnp.allclose(a, b, atol=1e-4)))
         """,
         XLA_FLAGS="--xla_force_host_platform_device_count=2",
         JAX_PLATFORMS="cpu",
     )
-    assert printed.split() == ["2", *["True"] * 6]
+    assert printed.split() == ["2", *["True"] * 9]
 
 
 # ---- The binary interface, and the import

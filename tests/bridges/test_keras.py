@@ -155,8 +155,6 @@ def test_outputs_and_gradients_are_those_of_keras(dtype):
         mask = mask_of(mask, *sizes[:2], seed)
         if BACKEND == "jax" and mask is not None:
             with_states = False  # Keras on JAX begins with the initial state where others begin with zeros
-        if not options["return_sequences"]:
-            options["zero_output_for_mask"] = False  # Keras' backends differ
         if cell != "simple_rnn":
             options["recurrent_activation"] = recurrent_activation
         states = problem.initial_state if with_states else None
@@ -453,11 +451,17 @@ def test_what_the_kernels_cannot_compute_keras_does_and_says_so_once(options, re
         np.testing.assert_array_equal(result, array(keras.ops.cast(one(x), "float32")))
 
 
-def test_last_outputs_that_masks_would_zero_are_left_to_keras():
-    problem = random_problem("lstm", 2, 4, 3, 5, "float32")
-    layer = layer_of(fast, "lstm", problem, zero_output_for_mask=True)
-    with falls_back("zero_output_for_mask"):
-        layer(problem.x, mask=np.array([[True] * 4, [True, False, True, False]]))
+@pytest.mark.parametrize("go_backwards", [False, True])
+def test_last_outputs_that_masks_zero_are_those_of_keras_and_have_no_gradient(cell, go_backwards):
+    problem = random_problem(cell, 3, 4, 3, 5, "float32")
+    mask = np.array([[True] * 4, [True, False, True, False], [False, True, True, True]])
+    options = dict(zero_output_for_mask=True, return_state=True, go_backwards=go_backwards)
+    layers = [layer_of(module, cell, problem, **options) for module in (keras.layers, fast)]
+    expected, (outputs, gradients) = (differentiate(layer, problem.x, None, mask) for layer in layers)
+    assert_close(outputs, expected[0], TOLERANCE["float32"], "outputs")
+    assert_close(gradients, expected[1], TOLERANCE["float32"], "gradients")
+    np.testing.assert_array_equal(outputs[0].any(axis=1), mask[:, 0 if go_backwards else -1])
+    assert outputs[1].any(axis=1).all()
 
 
 def test_cudnn_is_left_to_keras():
