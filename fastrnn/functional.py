@@ -107,62 +107,73 @@ class Gradients(NamedTuple):
 # ---- On weights that are prepared once and used often: for layers and bridges
 
 
-def run(weights: AnyWeights, x: Array, **options: Unpack[Options]) -> Outputs:
-    """Run inference with prepared weights; see `Options` for the arguments."""
-    return _run(weights, x, False, **options)[0]
+class _Run(Protocol):
+    def __call__(self, weights: AnyWeights, x: Array, **options: Unpack[Options]) -> Outputs: ...
 
 
-def run_forward(weights: AnyWeights, x: Array, **options: Unpack[Options]) -> tuple[Outputs, AnyTape]:
-    """Run a forward pass with prepared weights and keep a tape; see `Options` for the arguments."""
-    return _run(weights, x, True, **options)
+class _RunForward(Protocol):
+    def __call__(
+        self, weights: AnyWeights, x: Array, **options: Unpack[Options]
+    ) -> tuple[Outputs, AnyTape]: ...
 
 
-def _run(
-    weights: AnyWeights,
-    x: Array,
-    training: bool,
-    *,
-    initial_state: States = None,
-    mask: Array | None = None,
-    lengths: ArrayLike | None = None,
-    zero_output_for_mask: bool = False,
-    dropout_mask: Array | None = None,
-    recurrent_dropout_mask: Array | None = None,
-    zoneout_mask: Sequence[Array | None] | None = None,
-    embedding: Array | None = None,
-    return_sequences: bool = False,
-    return_state: bool = False,
-    go_backwards: bool = False,
-    out: Array | None = None,
-    threads: int = 0,
-) -> tuple[Outputs, Any]:
-    if lengths is not None:
-        mask = mask_of(weights.name, lengths, mask, x)
-    if threads.__class__ is not int or not 0 <= threads <= runtime.MOST_THREADS:
-        threads = _threads(getattr(weights, "name", "functional.run"), threads)
-    run_cell: Any = _PASSES.get(weights.__class__, _core).forward
-    y, states, tape = run_cell(
-        weights,
-        x,
-        initial_state,
-        return_sequences,
-        return_state,
-        go_backwards,
-        training,
-        mask,
-        zero_output_for_mask,
-        dropout_mask,
-        recurrent_dropout_mask,
-        zoneout_mask,
-        embedding,
-        out,
-        threads or runtime.limit.threads,
-    )
-    if zero_output_for_mask and not return_sequences:
-        rows = rows_with_output(mask, go_backwards)
-        if rows is not None:
-            y, tape = zeroed(y, rows), None if tape is None else ZeroOutputTape(tape, rows, return_state)
-    return ((y, *states) if return_state else y), tape
+def _pass(name: str, what: str, keep_tape: bool) -> Any:
+    """The function `name`; one that handed its options on to another would take short calls a tenth longer."""
+
+    def run(
+        weights: AnyWeights,
+        x: Array,
+        *,
+        initial_state: States = None,
+        mask: Array | None = None,
+        lengths: ArrayLike | None = None,
+        zero_output_for_mask: bool = False,
+        dropout_mask: Array | None = None,
+        recurrent_dropout_mask: Array | None = None,
+        zoneout_mask: Sequence[Array | None] | None = None,
+        embedding: Array | None = None,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        out: Array | None = None,
+        threads: int = 0,
+    ) -> Any:
+        if lengths is not None:
+            mask = mask_of(weights.name, lengths, mask, x)
+        if threads.__class__ is not int or not 0 <= threads <= runtime.MOST_THREADS:
+            threads = _threads(getattr(weights, "name", "functional.run"), threads)
+        run_cell: Any = _PASSES.get(weights.__class__, _core).forward
+        y, states, tape = run_cell(
+            weights,
+            x,
+            initial_state,
+            return_sequences,
+            return_state,
+            go_backwards,
+            keep_tape,
+            mask,
+            zero_output_for_mask,
+            dropout_mask,
+            recurrent_dropout_mask,
+            zoneout_mask,
+            embedding,
+            out,
+            threads or runtime.limit.threads,
+        )
+        if zero_output_for_mask and not return_sequences:
+            rows = rows_with_output(mask, go_backwards)
+            if rows is not None:
+                y, tape = zeroed(y, rows), None if tape is None else ZeroOutputTape(tape, rows, return_state)
+        outputs = (y, *states) if return_state else y
+        return (outputs, tape) if keep_tape else outputs
+
+    run.__name__ = run.__qualname__ = name
+    run.__doc__ = f"""Run {what}; see `Options` for the arguments."""
+    return run
+
+
+run: _Run = _pass("run", "inference with prepared weights", False)
+run_forward: _RunForward = _pass("run_forward", "a forward pass with prepared weights and keep a tape", True)
 
 
 def restore_tape(

@@ -182,17 +182,25 @@ class Fastrnn(Peer):
                     d, gradients = one.x, [*one.weights, *gradients]
             return y, d, gradients
 
-        one_layer = stack[0][0]
+        # One layer alone is called directly: short calls take as long as what is around them.
+        plain = len(stack) == 1 and not join and not options
+        one_layer, one_cell = stack[0][0], weights[0][0]
+
+        def train_one() -> Any:
+            y, tape = functional.run_forward(functional.Weights(name, *one_cell), x, return_sequences=True)
+            gradients = functional.run_backward(dy, tape)
+            return y, gradients.x, gradients.weights
+
         if mode == "infer":
-            plain = len(stack) == 1 and not join and not options
             run: Callable[[], Any] = (lambda: one_layer(x)) if plain else infer
             return Call(run, lambda: [run() * problem.valid])
+        run = train_one if plain else train
 
         def answer() -> list[Array]:
-            y, dx, gradients = train()
+            y, dx, gradients = run()
             return [y * problem.valid, dx, *gradients]
 
-        return Call(train, answer)
+        return Call(run, answer)
 
     def _stepwise(self, workload: Workload, problem: Problem) -> Call:
         step = self._layer(workload, problem.weights[0][0], False).step
