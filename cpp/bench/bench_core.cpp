@@ -68,6 +68,21 @@ double shortest(double seconds, const F& f) {
   return best * 1e3;
 }
 
+/// Arrays where those of the Python package lie.
+template <class T>
+struct Allocator {
+  using value_type = T;
+  Allocator() = default;
+  template <class U>
+  Allocator(const Allocator<U>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(fastrnn::allocate(static_cast<Index>(n * sizeof(T))).release()); }
+  void deallocate(T* data, std::size_t n) { fastrnn::ReleaseMemory{static_cast<Index>(n * sizeof(T))}(data); }
+  bool operator==(const Allocator&) const { return true; }
+  bool operator!=(const Allocator&) const { return false; }
+};
+template <class T>
+using Array = std::vector<T, Allocator<T>>;
+
 template <class T>
 void run(const Workload& w, double seconds) {
   const auto traits = fastrnn::cell_traits(w.cell);
@@ -77,7 +92,7 @@ void run(const Workload& w, double seconds) {
   std::mt19937 random(1);
   const auto draw = [&](Index n, double scale) {
     std::normal_distribution<float> normal(0, static_cast<float>(scale));
-    std::vector<T> values(static_cast<std::size_t>(n));
+    Array<T> values(static_cast<std::size_t>(n));
     for (T& value : values) value = normal(random);
     return values;
   };
@@ -85,7 +100,7 @@ void run(const Workload& w, double seconds) {
              recurrent_kernel = draw(hidden * columns, 0.5 / std::sqrt(hidden)),
              bias = draw(traits.bias_rows * columns, 0.1), parameters = draw(traits.parameters * H, 0.1),
              projection = draw(H * R, 1 / std::sqrt(H)), cell_norm = draw(2 * H, 1);
-  std::vector<T> y(dy.size()), dx(x.size()), dkernel(kernel.size()), drecurrent_kernel(recurrent_kernel.size()),
+  Array<T> y(dy.size()), dx(x.size()), dkernel(kernel.size()), drecurrent_kernel(recurrent_kernel.size()),
       dbias(bias.size()), dparameters(parameters.size()), dprojection(projection.size()), dcell_norm(cell_norm.size()),
       tape(static_cast<std::size_t>(B * steps * traits.tape_slots * H));
 

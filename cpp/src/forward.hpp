@@ -375,7 +375,7 @@ class ForwardPass {
   bool sums_ahead(Index rows) const {
     constexpr Index kFewest = 1 << 17, kMost = 1 << 23;
     const Index bytes = (I_ + seq_.width(0)) * seq_.G * H_ * Index(sizeof(T));
-    return rows == 1 && I_ >= 2 * kStepsAhead && hoisted_steps(1) > kStepsAhead &&
+    return kSumsAhead && rows == 1 && I_ >= 2 * kStepsAhead && hoisted_steps(1) > kStepsAhead &&
            bytes > kFewest * division_.threads && bytes <= kMost && cell_.stage[0].fused && !seq_.zoneout() &&
            !seq_.direct;
   }

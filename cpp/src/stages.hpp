@@ -163,6 +163,8 @@ struct GateSum {
 /// Of how many steps b + x.W grows beside the sums of one row: tiles with as many rows as there are registers for.
 /// (With fewer tiles W is read more often, and drives U from its cache.)
 constexpr int kTileAhead = kTileRows - 1, kTilesAhead = 4, kStepsAhead = kTilesAhead * kTileAhead;
+/// Tiles of few rows read W so often that it takes longer: up to 8 % with the 16 registers of AVX2.
+constexpr bool kSumsAhead = kTileAhead >= 4;
 
 /// acc += operand.U of one row, and between that what SumInputs says of `ahead`: the one waits for weights from a
 /// cache, the other for the multipliers.
@@ -246,7 +248,7 @@ FASTRNN_INLINE void tile_sums(V (&sums)[M][A], const SumInputs<T>& from, Index f
                                                                from.inputs);
   }
   for (int m = 0; m < M; ++m) row[m] = from.operand[first + m];
-  if constexpr (M == 1 && !gates_apart)
+  if constexpr (M == 1 && !gates_apart && kSumsAhead)
     if (from.ahead) {
       V one[A];  // `sums` itself would be kept in memory
       for (int i = 0; i < A; ++i) one[i] = sums[0][i];
