@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.torch import _ops
+from fastrnn.torch._recorded import is_plain
 
 DTYPES = (torch.float32, torch.float64)
 MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
@@ -108,7 +109,7 @@ class _Recurrent(torch.nn.RNNBase):
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """y and the final states [layers * D, B, H] of x [B, T, I] or [T, B, I]."""
         weights = _weights_of(self, self._flat_weights_names)
-        plain = _ops.is_plain((*weights, x, *states))
+        plain = is_plain((*weights, x, *states))
         if not plain:
             _require_tensors(self._where(), self._flat_weights_names, weights, x, states)
         if x.shape[2] != self.input_size:
@@ -222,9 +223,7 @@ class GRU(_Recurrent, torch.nn.GRU):
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _step(
-    cell: torch.nn.RNNCellBase, mode: str, input: Tensor, states: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def _step(cell: torch.nn.RNNCellBase, mode: str, input: Tensor, states: Sequence[Tensor]) -> Sequence[Tensor]:
     """The new states of a cell for input [B, I] or [I]."""
     where = f"fastrnn.torch.{type(cell).__name__}"
     if input.dim() not in (1, 2):
@@ -237,7 +236,7 @@ def _step(
     batched = input.dim() == 2
     names = CELL_WEIGHTS if cell.bias else CELL_WEIGHTS[:2]
     weights = _weights_of(cell, names)
-    plain = _ops.is_plain((*weights, input, *states))
+    plain = is_plain((*weights, input, *states))
     if not plain:
         _require_tensors(where, CELL_WEIGHTS, weights, input, states)
     if input.shape[-1] != cell.input_size:
@@ -248,7 +247,7 @@ def _step(
     for s in states:
         if s.shape != expected:
             raise RuntimeError(f"{where}: hx must have shape {expected}, got {tuple(s.shape)}")
-    if plain and batched and not torch.is_grad_enabled():
+    if plain and batched:
         return _ops.step(mode, input, states, weights)
     x = input.unsqueeze(1) if batched else input.view(1, 1, -1)
     of_layer = [s.unsqueeze(0) if batched else s.view(1, 1, -1) for s in states]

@@ -23,13 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastrnn import activations, functional
 from fastrnn.functional import Array, Weights
 from fastrnn.torch import _steps
+from fastrnn.torch._recorded import arrays_of, no_jvp, record
 
-Parameter = torch.nn.Parameter
 Codes = list[tuple[int, float, float, float]]
 
 
@@ -109,6 +108,17 @@ def _batch_first(array: Array, batch_first: bool) -> Array:
     return array if batch_first else array.transpose(1, 0, 2)
 
 
+def _options(direction: int, mask: Tensor | None) -> dict[str, Any]:
+    """Of `functional.run` and `functional.restore_tape`."""
+    return {
+        "mask": None if mask is None else mask.numpy(),
+        "zero_output_for_mask": True,
+        "return_sequences": True,
+        "return_state": True,
+        "go_backwards": direction == 1,
+    }
+
+
 def _forward(
     mode: str,
     x: Tensor,
@@ -118,118 +128,127 @@ def _forward(
     directions: int,
     batch_first: bool,
     training: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Weights]]:
-    """[y, h, (c)], the tapes of the directions if `training`, and the prepared weights."""
-    x_array, units = x.numpy(), weights[1].shape[1]
+) -> tuple[list[Tensor], list[Any]]:
+    """[y, h, (c)], and the tapes of the directions if `training`."""
+    units = weights[1].shape[1]
+    x_array = x.numpy()
     y_array = np.empty((x_array.shape[0], x_array.shape[1], directions * units), x_array.dtype)
     y = torch.from_numpy(y_array)
     if not batch_first:
         x_array, y_array = x_array.transpose(1, 0, 2), y_array.transpose(1, 0, 2)
-    mask_array = None if mask is None else mask.numpy()
     run: Any = functional.run_forward if training else functional.run
     n = len(weights) // directions
-    finals, tapes, all_prepared = [], [], []
+    finals, tapes = [], []
     for d in range(directions):
-        prepared = _prepared(mode, weights if directions == 1 else weights[n * d : n * (d + 1)])
         out = y_array
         if directions == 2:  # the kernels write in the order in which they compute
             out = y_array[:, ::-1, units:] if d else y_array[:, :, :units]
         outputs = run(
-            prepared,
+            _prepared(mode, weights[n * d : n * (d + 1)]),
             x_array,
             initial_state=[s[d].numpy() for s in states] if states else None,
-            mask=mask_array,
-            zero_output_for_mask=True,
-            return_sequences=True,
-            return_state=True,
-            go_backwards=d == 1,
             out=out,
+            **_options(d, mask),
         )
         if training:
             outputs, tape = outputs
-            tapes.append(torch.from_numpy(tape.saved))
-        finals.append(outputs)
-        all_prepared.append(prepared)
+            tapes.append(tape)
+        finals.append(outputs[1:])
     if directions == 1:
-        results = [y, *[torch.from_numpy(s[None]) for s in finals[0][1:]]]
-    else:
-        results = [
-            y,
-            *[torch.from_numpy(np.stack(pair)) for pair in zip(finals[0][1:], finals[1][1:], strict=True)],
-        ]
-    return results, tapes, all_prepared
+        return [y, *[torch.from_numpy(s[None]) for s in finals[0]]], tapes
+    return [y, *[torch.from_numpy(np.stack(pair)) for pair in zip(*finals, strict=True)]], tapes
 
 
-def _backward(
+def _restored(
     mode: str,
-    gradients: Sequence[Tensor | None],
     x: Tensor,
     mask: Tensor | None,
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
     directions: int,
     batch_first: bool,
-    tapes: Sequence[Tensor],
-    prepared: Sequence[Weights] | None = None,
+    saved: Sequence[Tensor],
+) -> list[functional.Tape]:
+    """The tapes of a forward pass, of their arrays."""
+    n = len(weights) // directions
+    return [
+        functional.restore_tape(
+            _prepared(mode, weights[n * d : n * (d + 1)]),
+            saved[d].numpy(),
+            _batch_first(x.numpy(), batch_first),
+            [s[d].numpy() for s in states] if states else None,
+            **_options(d, mask),
+        )
+        for d in range(directions)
+    ]
+
+
+def _backward(
+    mode: str, gradients: Sequence[Tensor | None], batch_first: bool, tapes: Sequence[functional.Tape]
 ) -> list[Tensor]:
     """The gradients of x, of every state of the cell, and of each direction's w_ih, w_hh, bias and w_hr.
 
     A bias' gradient is that of both b_ih and b_hh; of a GRU [2, 3H], their rows.
     """
-    n = len(weights) // directions
-    units = weights[1].shape[1]
-    x_array = _batch_first(x.numpy(), batch_first)
     given = [None if g is None else g.numpy() for g in gradients]
     dy = None if given[0] is None else _batch_first(given[0], batch_first)
-    mask_array = None if mask is None else mask.numpy()
+    units = tapes[0].weights.outputs
     dx: Tensor | None = None
     dweights: list[Tensor] = []
     dstates = []
-    for d in range(directions):
-        w = prepared[d] if prepared else _prepared(mode, weights[n * d : n * (d + 1)])
-        tape = functional.restore_tape(
-            w,
-            tapes[d].numpy(),
-            x_array,
-            [s[d].numpy() for s in states] if states else None,
-            mask=mask_array,
-            zero_output_for_mask=True,
-            return_sequences=True,
-            return_state=True,
-            go_backwards=d == 1,
-        )
+    for d, tape in enumerate(tapes):
         dy_of = dy
-        if directions == 2 and dy is not None:
+        if len(tapes) == 2 and dy is not None:
             dy_of = dy[:, ::-1, units:] if d else dy[:, :, :units]
         found = functional.run_backward([dy_of, *[None if g is None else g[d] for g in given[1:]]], tape)
-        dx_of = torch.from_numpy(found.x)
+        dx_of = torch.from_numpy(_batch_first(found.x, batch_first))
         dx = dx_of if dx is None else dx.add_(dx_of)
         dstates.append(found.initial_state)
-        dkernel, drecurrent, *dbias = found.weights  # and the projection's
-        if mode == "GRU":
-            dweights += [_swapped_gradient(dkernel), _swapped_gradient(drecurrent)]
-            dweights += [torch.from_numpy(_swapped_rows(b)) for b in dbias]
-        else:
-            dweights += [torch.from_numpy(dkernel).t(), torch.from_numpy(drecurrent).t()]
-            dweights += [torch.from_numpy(b) if b.ndim == 1 else torch.from_numpy(b).t() for b in dbias]
+        dweights += _gradients_of_weights(mode, found.weights)
     assert dx is not None
-    by_state = zip(*dstates, strict=True)
+    if len(tapes) == 1:
+        return [dx, *[torch.from_numpy(s[None]) for s in dstates[0]], *dweights]
+    return [dx, *[torch.from_numpy(np.stack(s)) for s in zip(*dstates, strict=True)], *dweights]
+
+
+def _gradients_of_weights(mode: str, found: Sequence[Array]) -> list[Tensor]:
+    """Those of w_ih, w_hh, bias and w_hr, of the kernels' gradients of the kernels, bias and projection."""
+    if mode == "GRU":
+        for columns in found:
+            _swap_gates(columns)
+        return [torch.from_numpy(a.T) for a in found[:2]] + [torch.from_numpy(bias) for bias in found[2:]]
+    return [torch.from_numpy(a.T) for a in found]
+
+
+def _swap_gates(columns: Array) -> None:
+    """Bring columns z r n into the order r z n, in place."""
+    units = columns.shape[-1] // 3
+    z = columns[:, :units].copy()
+    columns[:, :units] = columns[:, units : 2 * units]
+    columns[:, units : 2 * units] = z
+
+
+def _step(
+    mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[list[Tensor], functional.Tape]:
+    """The new states [B, H] of a cell, for x [B, I] and states [B, H], and the tape of this step."""
+    (_, *new), tape = functional.run_forward(
+        _prepared(mode, weights),
+        x.numpy()[:, None],
+        initial_state=[s.numpy() for s in states] or None,
+        return_state=True,
+    )
+    return [torch.from_numpy(s) for s in new], tape
+
+
+def _step_backward(mode: str, gradients: Sequence[Tensor | None], tape: functional.Tape) -> list[Tensor]:
+    """As `_backward`, of a step."""
+    found = functional.run_backward([None, *[None if g is None else g.numpy() for g in gradients]], tape)
     return [
-        dx if batch_first else dx.transpose(0, 1),
-        *[torch.from_numpy(np.stack(s) if directions == 2 else s[0][None]) for s in by_state],
-        *dweights,
+        torch.from_numpy(found.x[:, 0]),
+        *[torch.from_numpy(s) for s in found.initial_state],
+        *_gradients_of_weights(mode, found.weights),
     ]
-
-
-def _swapped_gradient(dkernel: Array) -> Tensor:
-    """[3H, I], rows r z n, of [I, 3H], columns z r n."""
-    of_zrn = torch.from_numpy(dkernel).t()
-    units = len(of_zrn) // 3
-    new = torch.empty(of_zrn.shape, dtype=of_zrn.dtype, device="cpu")
-    new[:units] = of_zrn[units : 2 * units]
-    new[units : 2 * units] = of_zrn[:units]
-    new[2 * units :] = of_zrn[2 * units :]
-    return new
 
 
 # ---- Operators
@@ -265,15 +284,16 @@ def _layer_cpu(*args: Any) -> list[Tensor]:
 @torch.no_grad()
 def _layer_with_tape_cpu(*args: Any) -> list[Tensor]:
     forward: Any = _forward
-    outputs, tapes, _ = forward(*args, training=True)
-    results: list[Tensor] = outputs + tapes
+    outputs, tapes = forward(*args, training=True)
+    results: list[Tensor] = outputs + arrays_of(tapes)
     return results
 
 
 @torch.library.impl("fastrnn::layer_backward", "CPU")
 @torch.no_grad()
-def _layer_backward_cpu(*args: Any) -> list[Tensor]:
-    return _backward(*args)
+def _layer_backward_cpu(mode: str, gradients: Sequence[Tensor | None], *args: Any) -> list[Tensor]:
+    *_, batch_first, _ = args
+    return _backward(mode, gradients, batch_first, _restored(mode, *args))
 
 
 @torch.library.register_fake("fastrnn::layer")
@@ -339,9 +359,7 @@ def _layer_backward_fake(
     for d in range(directions):
         for w in weights[n * d : n * d + 2]:
             rows, columns = w.shape
-            dweights.append(
-                x.new_empty((rows, columns)) if mode == "GRU" else x.new_empty((columns, rows)).t()
-            )
+            dweights.append(x.new_empty((columns, rows)).t())
         if n > 3:
             rows = weights[0].shape[0]
             dweights.append(x.new_empty((2, rows) if mode == "GRU" else (rows,)))
@@ -352,29 +370,6 @@ def _layer_backward_fake(
 
 
 # ---- Gradients
-
-
-def is_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether the kernels can read these tensors where they are, and nothing watches the operators called on them."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
-        return False
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        _no_jvp(None)
-    dtype = tensors[0].dtype
-    if dtype is not torch.float32 and dtype is not torch.float64:
-        return False
-    for t in tensors:
-        kind = type(t)
-        if kind is not Tensor and kind is not Parameter:
-            return False
-        if t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided or t.is_neg():
-            return False
-    return True
 
 
 def _one_by_one(function: Any, info: Any, in_dims: Sequence[Any], args: Sequence[Any]) -> Any:
@@ -388,94 +383,112 @@ def _one_by_one(function: Any, info: Any, in_dims: Sequence[Any], args: Sequence
     return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
 
 
-def _no_jvp(ctx: Any, *tangents: Any) -> Any:
-    raise NotImplementedError(
-        "fastrnn.torch: gradients must be taken in reverse mode, got a call of forward mode (torch.func.jvp, jacfwd, "
-        "torch.autograd.forward_ad), which fastrnn's kernels don't have; use vjp, jacrev, or torch.nn's module"
-    )
-
-
 class _Layer(torch.autograd.Function):
-    """[y, h, (c), *tapes] of mode, mask, directions, batch_first, the number of states, x, *states, *weights."""
+    """[y, h, (c), *tapes' arrays] of a `_LayerCall` and its tensors, of whatever kind."""
 
     @staticmethod
-    def forward(
-        mode: str, mask: Tensor | None, directions: int, batch_first: bool, n: int, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        args = (mode, tensors[0], mask, tensors[1 : 1 + n], tensors[1 + n :], directions, batch_first)
-        return tuple(_OPS.layer_with_tape(*args))
+    def forward(call: _LayerCall, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(_OPS.layer_with_tape(call.mode, *call._arguments(tensors)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        mode, mask, directions, batch_first, n, *tensors = inputs
-        tapes = output[1 + CELLS[mode].states :]
-        ctx.mark_non_differentiable(*tapes)
+        ctx.call, *tensors = inputs
+        saved = output[1 + CELLS[ctx.call.mode].states :]
+        ctx.mark_non_differentiable(*saved)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mask, *tensors, *tapes)
-        ctx.arguments = (mode, directions, batch_first, n, len(tensors) - 1 - n)
-        ctx.prepared = None
+        ctx.save_for_backward(*tensors, *saved)
+        ctx.count = len(tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        return _gradients_of_layer(ctx, gradients)
+        tensors, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        given = gradients[: 1 + CELLS[ctx.call.mode].states]
+        return (None, *ctx.call.differentiable(given, tensors, saved))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return _one_by_one(_Layer, info, in_dims, args)
 
-    jvp = staticmethod(_no_jvp)
+    jvp = staticmethod(no_jvp)
 
 
-class _PlainLayer(torch.autograd.Function):
-    """`_Layer` for plain tensors, without tapes in its results: with less around the kernels, and weights packed once."""
+class _LayerCall:
+    """`layer`, to be recorded, with its arguments that are no tensors. The tensors: x, *states, *weights, mask."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, mode: str, mask: Tensor | None, directions: int, batch_first: bool, n: int, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        outputs, tapes, ctx.prepared = _forward(
-            mode, tensors[0], mask, tensors[1 : 1 + n], tensors[1 + n :], directions, batch_first, True
-        )
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mask, *tensors, *tapes)
-        ctx.arguments = (mode, directions, batch_first, n, len(tensors) - 1 - n)
-        return tuple(outputs)
+    __slots__ = ("batch_first", "directions", "mode", "n_states")
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        return _gradients_of_layer(ctx, gradients)
+    def __init__(self, mode: str, directions: int, batch_first: bool, n_states: int) -> None:
+        self.mode, self.directions, self.batch_first, self.n_states = mode, directions, batch_first, n_states
 
-    jvp = staticmethod(_no_jvp)
+    def _arguments(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
+        """What follows the mode, in the order of the operators' arguments."""
+        n = 1 + self.n_states
+        return tensors[0], tensors[-1], tensors[1:n], tensors[n:-1], self.directions, self.batch_first
 
+    def forward(self, tensors: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
+        return _forward(self.mode, *self._arguments(tensors), True)
 
-def _gradients_of_layer(ctx: Any, gradients: Sequence[Tensor | None]) -> Any:
-    mode, directions, batch_first, n_states, n_weights = ctx.arguments
-    mask, *tensors = ctx.saved_tensors
-    states = CELLS[mode].states
-    given = gradients[: 1 + states]
-    found: Sequence[Tensor]
-    if not torch.is_grad_enabled() and is_plain([*tensors, *(g for g in given if g is not None)]):
-        _, x, of_states, weights, tapes = _parted(mode, n_states, n_weights, (*given, *tensors))
-        prepared, ctx.prepared = ctx.prepared, None  # a loss that is kept keeps this context
-        found = _backward(mode, given, x, mask, of_states, weights, directions, batch_first, tapes, prepared)
-    else:
+    def backward(self, gradients: Sequence[Tensor | None], tapes: list[Any]) -> list[Tensor | None]:
+        return self._assigned(_backward(self.mode, gradients, self.batch_first, tapes))
+
+    def _assigned(self, found: Sequence[Tensor]) -> list[Tensor | None]:
+        """What `_backward` returns, to each tensor its gradient."""
+        states = CELLS[self.mode].states
+        of_states = found[1 : 1 + states] if self.n_states else ()
+        return [found[0], *of_states, *_as_parameters(self.mode, found[1 + states :], self.directions), None]
+
+    def restored(self, tensors: Sequence[Any], saved: Sequence[Tensor]) -> list[Any]:
+        return list(_restored(self.mode, *self._arguments(tensors), saved))
+
+    def differentiable(
+        self, gradients: Sequence[Tensor | None], tensors: Sequence[Any], saved: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        *tensors, mask = tensors
+        n = (self.n_states, len(tensors) - 1 - self.n_states)
         found = _LayerBackward.apply(
-            mode, mask, directions, batch_first, n_states, n_weights, *given, *tensors
+            self.mode, mask, self.directions, self.batch_first, *n, *gradients, *tensors, *saved
         )
-    dstates = found[1 : 1 + states] if n_states else ()
-    return (None,) * 5 + (
-        found[0],
-        *dstates,
-        *_as_parameters(mode, found[1 + states :], n_weights, directions),
-    )
+        return self._assigned(found)
 
 
-def _as_parameters(mode: str, dweights: Sequence[Tensor], n_weights: int, directions: int) -> list[Tensor]:
+class _StepCall:
+    """One step of a cell, to be recorded. The tensors: x [B, I], *states [B, H], *weights; the outputs: the new states."""
+
+    __slots__ = ("layer",)
+
+    def __init__(self, mode: str, n_states: int) -> None:
+        self.layer = _LayerCall(mode, 1, True, n_states)
+
+    def forward(self, tensors: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
+        n = 1 + self.layer.n_states
+        new, tape = _step(self.layer.mode, tensors[0], tensors[1:n], tensors[n:])
+        return new, [tape]
+
+    def backward(self, gradients: Sequence[Tensor | None], tapes: list[Any]) -> list[Tensor | None]:
+        return self.layer._assigned(_step_backward(self.layer.mode, gradients, tapes[0]))[:-1]
+
+    def _of_layer(self, tensors: Sequence[Any]) -> list[Any]:
+        n = 1 + self.layer.n_states
+        return [tensors[0].unsqueeze(1), *[s.unsqueeze(0) for s in tensors[1:n]], *tensors[n:], None]
+
+    def restored(self, tensors: Sequence[Any], saved: Sequence[Tensor]) -> list[Any]:
+        return self.layer.restored(self._of_layer(tensors), saved)
+
+    def differentiable(
+        self, gradients: Sequence[Tensor | None], tensors: Sequence[Any], saved: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        of_layer = [None, *[None if g is None else g.unsqueeze(0) for g in gradients]]
+        found: list[Any] = self.layer.differentiable(of_layer, self._of_layer(tensors), saved)
+        n = 1 + self.layer.n_states
+        return [found[0].squeeze(1), *[s.squeeze(0) for s in found[1:n]], *found[n:-1]]
+
+
+def _as_parameters(mode: str, dweights: Sequence[Tensor], directions: int) -> list[Tensor]:
     """What `_backward` has of the weights, one for each parameter."""
-    if n_weights <= 3 * directions:  # there are no biases
+    n = len(dweights) // directions
+    if n == (3 if mode == "LSTM_PROJECTED" else 2):  # there are no biases
         return list(dweights)
     found: list[Tensor] = []
-    n = len(dweights) // directions
     for d in range(directions):
         dkernel, drecurrent, dbias, *rest = dweights[n * d : n * (d + 1)]
         found += [dkernel, drecurrent, *(dbias.unbind() if mode == "GRU" else (dbias, dbias)), *rest]
@@ -551,7 +564,7 @@ class _LayerBackward(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return _one_by_one(_LayerBackward, info, in_dims, args)
 
-    jvp = staticmethod(_no_jvp)
+    jvp = staticmethod(no_jvp)
 
 
 def _parted(mode: str, n_states: int, n_weights: int, tensors: Sequence[Any]) -> tuple[Any, ...]:
@@ -595,14 +608,31 @@ def _of_parameters(
 
 
 def _requires_grad(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def _transformed(
+    mode: str,
+    x: Tensor,
+    mask: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    directions: int,
+    batch_first: bool,
+) -> list[Tensor]:
+    call = _LayerCall(mode, directions, batch_first, len(states))
+    return list(_Layer.apply(call, x, *states, *weights, mask)[: 1 + CELLS[mode].states])
 
 
 @torch.library.impl("fastrnn::layer", "Autograd")
 def _layer_autograd(*args: Any) -> list[Tensor]:
     mode, x, mask, states, weights, directions, batch_first = args
     if _requires_grad((x, *states, *weights)):
-        return _recorded(mode, mask, directions, batch_first, states, (x, *states, *weights))
+        return _transformed(mode, x, mask, states, weights, directions, batch_first)
     with torch._C._AutoDispatchBelowAutograd():
         return list(_OPS.layer(*args))
 
@@ -618,26 +648,16 @@ def _layer_backward_autograd(*args: Any) -> list[Tensor]:
         return list(_OPS.layer_backward(*args))
 
 
-def _recorded(
-    mode: str,
-    mask: Tensor | None,
-    directions: int,
-    batch_first: bool,
-    states: Sequence[Tensor],
-    tensors: Sequence[Tensor],
-) -> list[Tensor]:
-    found = _Layer.apply(mode, mask, directions, batch_first, len(states), *tensors)
-    return list(found[: 1 + CELLS[mode].states])
-
-
 # ---- What modules call
 
 
-def step(mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The new states [B, H] for x and states of one step, [B, I] and [B, H]; all plain, and without gradients."""
-    given = [s.numpy() for s in states]
-    _, new = functional.run_step(_prepared(mode, weights), x.numpy(), given or None)
-    return tuple(torch.from_numpy(s) for s in new)
+def step(mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The new states [B, H] for x and states of one step, [B, I] and [B, H]; all plain."""
+    tensors = (x, *states, *weights)
+    if _requires_grad(tensors):
+        return record(_StepCall(mode, len(states)), tensors)
+    _, new = functional.run_step(_prepared(mode, weights), x.numpy(), [s.numpy() for s in states] or None)
+    return [torch.from_numpy(s) for s in new]
 
 
 def layer(
@@ -655,15 +675,10 @@ def layer(
     `plain`: what `is_plain` says of all tensors but the mask, which is one if they are.
     """
     if plain:
-        if torch.is_grad_enabled():
-            tensors = (x, *states, *weights)
-            for t in tensors:
-                if t.requires_grad:
-                    found: Sequence[Tensor] = _PlainLayer.apply(
-                        mode, mask, directions, batch_first, len(states), *tensors
-                    )
-                    return found
+        if _requires_grad((x, *states, *weights)):
+            call = _LayerCall(mode, directions, batch_first, len(states))
+            return record(call, (x, *states, *weights, mask))
         return _forward(mode, x, mask, states, weights, directions, batch_first, False)[0]
     if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
-        return _recorded(mode, mask, directions, batch_first, states, (x, *states, *weights))
+        return _transformed(mode, x, mask, states, weights, directions, batch_first)
     return list(_OPS.layer(mode, x, mask, states, weights, directions, batch_first))

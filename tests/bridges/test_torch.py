@@ -748,10 +748,25 @@ def test_lazily_negated_tensors_are_read_right():
     torch.testing.assert_close(layer(x)[0], layer(x.clone())[0], rtol=0, atol=0)
 
 
-def test_a_loss_that_is_kept_keeps_no_packed_weights():
+def test_a_loss_that_is_kept_keeps_no_tape():
     layer = fastrnn.torch.LSTM(3, 4)
     loss = layer(torch.ones(5, 2, 3))[0].sum()
-    loss.backward(retain_graph=True)
     node = loss.grad_fn.next_functions[0][0]
-    assert node.prepared is None
-    loss.backward()  # packs anew
+    loss.backward(retain_graph=True)
+    assert len(node.tapes) == 1
+    loss.backward()
+    assert not hasattr(node, "tapes")
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_hooks_get_all_that_is_saved(name):
+    module = getattr(fastrnn.torch, name)(3, 4)
+    x = torch.randn(*(() if name.endswith("Cell") else (5,)), 2, 3)
+    expected = results(module, x, None)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.clone()) or packed[-1], lambda t: t):
+        assert_same(results(module, x, None), expected)
+    tape = (2, 1, 4, 4) if name.endswith("Cell") else (2, 5, _ops.CELLS[name].tape_slots, 4)
+    assert tape[1:2] + tape[3:] in [t.shape[1:2] + t.shape[3:] for t in packed if t.dim() == 4]

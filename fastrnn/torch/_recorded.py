@@ -1,0 +1,115 @@
+"""A call of the kernels that autograd records, for plain tensors: what the modules here and Keras' layers on PyTorch share.
+
+`record(call, tensors)` runs a `Call` and returns its outputs, which have gradients. The kernels' tapes are kept as they are,
+beside the tensors, which PyTorch keeps and watches for changes. Where hooks pack what is saved (checkpointing, offloading),
+the tapes are saved as tensors too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Parameter = torch.nn.Parameter
+
+
+class Call(Protocol):
+    """A call without its tensors, which come and go in one order; masks among them may be None."""
+
+    def forward(self, tensors: Any) -> tuple[list[Tensor], list[Any]]:
+        """The outputs and the tapes; gradients are not recorded."""
+
+    def backward(self, gradients: Sequence[Tensor | None], tapes: list[Any]) -> Sequence[Tensor | None]:
+        """The gradient of each tensor, or None, of those of the outputs; uses the tapes up. Nothing is recorded."""
+
+    def restored(self, tensors: Any, saved: Sequence[Tensor]) -> list[Any]:
+        """The tapes again, of what `forward` was given and of their arrays."""
+
+    def differentiable(
+        self, gradients: Sequence[Tensor | None], tensors: Any, saved: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        """What `backward` returns, of any kind of tensors; it can be differentiated, or says why not."""
+
+
+def is_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether the kernels can read these tensors where they are, and nothing watches the operators called on them."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return False
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        no_jvp()
+    dtype = tensors[0].dtype
+    if dtype is not torch.float32 and dtype is not torch.float64:
+        return False
+    for t in tensors:
+        kind = type(t)
+        if kind is not Tensor and kind is not Parameter:
+            return False
+        if t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided or t.is_neg():
+            return False
+    return True
+
+
+def no_jvp(*given: Any) -> NoReturn:
+    """Refuse forward mode; a `jvp` of an autograd.Function."""
+    raise NotImplementedError(
+        "fastrnn.torch: gradients must be taken in reverse mode, got a call of forward mode (torch.func.jvp, jacfwd, "
+        "torch.autograd.forward_ad), which fastrnn's kernels don't have; use vjp, jacrev, or torch.nn's module"
+    )
+
+
+def arrays_of(tapes: Sequence[Any]) -> list[Tensor]:
+    """The arrays of tapes that were not used, as tensors on the same memory."""
+    return [torch.from_numpy(tape.saved) for tape in tapes]
+
+
+class _Recorded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        outputs, tapes = call.forward(tensors)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+            ctx.tapes = tapes
+            ctx.save_for_backward(*tensors)
+        else:
+            ctx.count = len(tensors)
+            ctx.save_for_backward(*tensors, *arrays_of(tapes))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        call, tensors, attributes = ctx.call, ctx.saved_tensors, ctx.__dict__
+        given = [g for g in gradients if g is not None]
+        saved = None
+        if "count" in attributes:
+            tensors, saved = tensors[: ctx.count], tensors[ctx.count :]
+            given += [*(t for t in tensors if t is not None and t.is_floating_point()), *saved]
+        if torch.is_grad_enabled() or (given and not is_plain(given)):
+            saved = arrays_of(ctx.tapes) if saved is None else saved
+            return (None, *call.differentiable(gradients, tensors, saved))
+        if saved is None and not torch._C._autograd._get_current_graph_task_keep_graph():
+            tapes = attributes.pop("tapes")  # a loss that is kept keeps this context
+        else:  # a tape serves once
+            tapes = call.restored(tensors, arrays_of(ctx.tapes) if saved is None else saved)
+        return (None, *call.backward(gradients, tapes))
+
+    jvp = staticmethod(no_jvp)
+
+
+# Without the part of `apply` that is for functorch, which plain tensors have nothing to do with.
+_apply: Any = super(torch.autograd.Function, _Recorded).apply
+
+
+def record(call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """The outputs of a call, recorded for its gradients. `is_plain` holds for the tensors that are no masks."""
+    outputs: tuple[Tensor, ...] = _apply(call, *tensors)
+    return outputs
