@@ -17,6 +17,7 @@ microseconds more. Both end in the same two functions, `_forward` and `_backward
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrnn import activations, functional
+from fastrnn import _core, activations, functional, runtime
 from fastrnn.functional import Array, Weights
 from fastrnn.torch import _steps
 from fastrnn.torch._recorded import arrays_of, no_jvp, record
@@ -69,26 +70,20 @@ CELLS = {
 
 def _prepared(mode: str, weights: Sequence[Tensor]) -> Weights:
     """The weights of one direction for the kernels, which see the matrices where they are, transposed."""
-    cell = CELLS[mode]
+    name, where, codes, *_ = CELLS[mode]
     kernel, recurrent, *biases = [w.numpy() for w in weights]
-    bias = projection = None
+    bias = None
     if mode == "LSTM_PROJECTED":
         projection = biases.pop().T
+        bias = biases[0] + biases[1] if biases else None
+        return Weights(name, kernel.T, recurrent.T, bias, projection=projection, name=where)
     if mode == "GRU":
         kernel, recurrent = _swapped(kernel), _swapped(recurrent)
         if biases:
             bias = _swapped_rows(np.concatenate(biases))
     elif biases:
         bias = biases[0] + biases[1]
-    return Weights(
-        cell.name,
-        kernel.T,
-        recurrent.T,
-        bias,
-        projection=projection,
-        activations=cell.activations,
-        name=cell.where,
-    )
+    return Weights(name, kernel.T, recurrent.T, bias, activations=codes, name=where)
 
 
 _SWAPPED = np.array([1, 0, 2])
@@ -108,15 +103,37 @@ def _batch_first(array: Array, batch_first: bool) -> Array:
     return array if batch_first else array.transpose(1, 0, 2)
 
 
-def _options(direction: int, mask: Tensor | None) -> dict[str, Any]:
-    """Of `functional.run` and `functional.restore_tape`."""
-    return {
-        "mask": None if mask is None else mask.numpy(),
-        "zero_output_for_mask": True,
-        "return_sequences": True,
-        "return_state": True,
-        "go_backwards": direction == 1,
-    }
+def _kernels(
+    weights: Weights,
+    x: Array,
+    states: list[Array] | None,
+    mask: Tensor | None,
+    training: bool,
+    direction: int = 0,
+    out: Array | None = None,
+) -> tuple[tuple[Array, ...], Any]:
+    """The final states and the tape if `training`, of x [B, T, I]; `functional.run` without its checks, for short calls.
+
+    The outputs of all steps go to `out`.
+    """
+    _, finals, tape = _core.forward(
+        weights,
+        x,
+        states,
+        out is not None,
+        True,
+        direction == 1,
+        training,
+        None if mask is None else mask.numpy(),
+        True,
+        None,
+        None,
+        None,
+        None,
+        out,
+        runtime.limit.threads,
+    )
+    return finals, tape
 
 
 def _forward(
@@ -129,31 +146,24 @@ def _forward(
     batch_first: bool,
     training: bool,
 ) -> tuple[list[Tensor], list[Any]]:
-    """[y, h, (c)], and the tapes of the directions if `training`."""
+    """[y, h, (c)], and of each direction the tape if `training`."""
     units = weights[1].shape[1]
     x_array = x.numpy()
     y_array = np.empty((x_array.shape[0], x_array.shape[1], directions * units), x_array.dtype)
     y = torch.from_numpy(y_array)
     if not batch_first:
         x_array, y_array = x_array.transpose(1, 0, 2), y_array.transpose(1, 0, 2)
-    run: Any = functional.run_forward if training else functional.run
     n = len(weights) // directions
     finals, tapes = [], []
     for d in range(directions):
         out = y_array
         if directions == 2:  # the kernels write in the order in which they compute
             out = y_array[:, ::-1, units:] if d else y_array[:, :, :units]
-        outputs = run(
-            _prepared(mode, weights[n * d : n * (d + 1)]),
-            x_array,
-            initial_state=[s[d].numpy() for s in states] if states else None,
-            out=out,
-            **_options(d, mask),
-        )
-        if training:
-            outputs, tape = outputs
-            tapes.append(tape)
-        finals.append(outputs[1:])
+        prepared = _prepared(mode, weights[n * d : n * (d + 1)])
+        initial = [s[d].numpy() for s in states] if states else None
+        final, tape = _kernels(prepared, x_array, initial, mask, training, d, out)
+        finals.append(final)
+        tapes.append(tape)
     if directions == 1:
         return [y, *[torch.from_numpy(s[None]) for s in finals[0]]], tapes
     return [y, *[torch.from_numpy(np.stack(pair)) for pair in zip(*finals, strict=True)]], tapes
@@ -177,7 +187,11 @@ def _restored(
             saved[d].numpy(),
             _batch_first(x.numpy(), batch_first),
             [s[d].numpy() for s in states] if states else None,
-            **_options(d, mask),
+            mask=None if mask is None else mask.numpy(),
+            zero_output_for_mask=True,
+            return_sequences=True,
+            return_state=True,
+            go_backwards=d == 1,
         )
         for d in range(directions)
     ]
@@ -200,11 +214,12 @@ def _backward(
         dy_of = dy
         if len(tapes) == 2 and dy is not None:
             dy_of = dy[:, ::-1, units:] if d else dy[:, :, :units]
-        found = functional.run_backward([dy_of, *[None if g is None else g[d] for g in given[1:]]], tape)
-        dx_of = torch.from_numpy(_batch_first(found.x, batch_first))
+        of_outputs = [dy_of, *[None if g is None else g[d] for g in given[1:]]]
+        dx_array, of_weights, of_states = _core.backward(of_outputs, tape, runtime.limit.threads)
+        dx_of = torch.from_numpy(_batch_first(dx_array, batch_first))
         dx = dx_of if dx is None else dx.add_(dx_of)
-        dstates.append(found.initial_state)
-        dweights += _gradients_of_weights(mode, found.weights)
+        dstates.append(of_states)
+        dweights += _gradients_of_weights(mode, of_weights)
     assert dx is not None
     if len(tapes) == 1:
         return [dx, *[torch.from_numpy(s[None]) for s in dstates[0]], *dweights]
@@ -232,22 +247,19 @@ def _step(
     mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> tuple[list[Tensor], functional.Tape]:
     """The new states [B, H] of a cell, for x [B, I] and states [B, H], and the tape of this step."""
-    (_, *new), tape = functional.run_forward(
-        _prepared(mode, weights),
-        x.numpy()[:, None],
-        initial_state=[s.numpy() for s in states] or None,
-        return_state=True,
-    )
+    given = [s.numpy() for s in states] if states else None
+    new, tape = _kernels(_prepared(mode, weights), x.numpy()[:, None], given, None, True)
     return [torch.from_numpy(s) for s in new], tape
 
 
 def _step_backward(mode: str, gradients: Sequence[Tensor | None], tape: functional.Tape) -> list[Tensor]:
     """As `_backward`, of a step."""
-    found = functional.run_backward([None, *[None if g is None else g.numpy() for g in gradients]], tape)
+    given = [None, *[None if g is None else g.numpy() for g in gradients]]
+    dx, dweights, dstates = _core.backward(given, tape, runtime.limit.threads)
     return [
-        torch.from_numpy(found.x[:, 0]),
-        *[torch.from_numpy(s) for s in found.initial_state],
-        *_gradients_of_weights(mode, found.weights),
+        torch.from_numpy(dx[:, 0]),
+        *[torch.from_numpy(s) for s in dstates],
+        *_gradients_of_weights(mode, dweights),
     ]
 
 
@@ -483,6 +495,9 @@ class _StepCall:
         return [found[0].squeeze(1), *[s.squeeze(0) for s in found[1:n]], *found[n:-1]]
 
 
+_layer_call, _step_call = functools.cache(_LayerCall), functools.cache(_StepCall)
+
+
 def _as_parameters(mode: str, dweights: Sequence[Tensor], directions: int) -> list[Tensor]:
     """What `_backward` has of the weights, one for each parameter."""
     n = len(dweights) // directions
@@ -624,7 +639,7 @@ def _transformed(
     directions: int,
     batch_first: bool,
 ) -> list[Tensor]:
-    call = _LayerCall(mode, directions, batch_first, len(states))
+    call = _layer_call(mode, directions, batch_first, len(states))
     return list(_Layer.apply(call, x, *states, *weights, mask)[: 1 + CELLS[mode].states])
 
 
@@ -651,13 +666,20 @@ def _layer_backward_autograd(*args: Any) -> list[Tensor]:
 # ---- What modules call
 
 
-def step(mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The new states [B, H] for x and states of one step, [B, I] and [B, H]; all plain."""
+def step(
+    mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], plain: bool
+) -> Sequence[Tensor]:
+    """The new states [B, H] for x [B, I] and states [B, H] of one step; `plain`: what `is_plain` says of all."""
+    if not plain:
+        of_layer = [s.unsqueeze(0) for s in states]
+        _, *new = layer(mode, x.unsqueeze(1), None, of_layer, weights, 1, True, False)
+        return [s[0] for s in new]
     tensors = (x, *states, *weights)
     if _requires_grad(tensors):
-        return record(_StepCall(mode, len(states)), tensors)
-    _, new = functional.run_step(_prepared(mode, weights), x.numpy(), [s.numpy() for s in states] or None)
-    return [torch.from_numpy(s) for s in new]
+        return record(_step_call(mode, len(states)), tensors)
+    given = [s.numpy() for s in states] if states else None
+    _, new_arrays = functional.run_step(_prepared(mode, weights), x.numpy(), given)
+    return [torch.from_numpy(s) for s in new_arrays]
 
 
 def layer(
@@ -676,7 +698,7 @@ def layer(
     """
     if plain:
         if _requires_grad((x, *states, *weights)):
-            call = _LayerCall(mode, directions, batch_first, len(states))
+            call = _layer_call(mode, directions, batch_first, len(states))
             return record(call, (x, *states, *weights, mask))
         return _forward(mode, x, mask, states, weights, directions, batch_first, False)[0]
     if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:

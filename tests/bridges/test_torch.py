@@ -202,10 +202,8 @@ def test_outputs_are_contiguous(name, batch_first, bidirectional):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_copy_is_made_of_input_weights_and_output(name, monkeypatch):
     seen = []
-    run = fastrnn.functional.run
-    monkeypatch.setattr(
-        fastrnn.functional, "run", lambda w, x, **o: seen.append((w.arrays, x, o["out"])) or run(w, x, **o)
-    )
+    run = _ops._kernels
+    monkeypatch.setattr(_ops, "_kernels", lambda w, x, *a: seen.append((w.arrays, x, a[-1])) or run(w, x, *a))
     module = getattr(fastrnn.torch, name)(I, H)
     x = torch.randn(6, 4, I)
     with torch.no_grad():
@@ -260,11 +258,20 @@ def test_weights_changed_before_backward_are_refused():
         (lambda m: m(torch.zeros(0, 4, I)), "larger than 0"),
         (
             lambda m: m(torch.zeros(6, 4, I), torch.zeros(1, 3, H)),
-            r"hidden\[0\] size \(1, 4, 5\), got \[1, 3, 5\]",
+            r"hx must have shape \(1, 4, 5\) \(layers \* directions, batch, units\), got \(1, 3, 5\); leave hx out",
         ),
         (lambda m: m(torch.zeros(6, 4, I), torch.zeros(4, H)), "as many dimensions as input, 3, got 2"),
         (lambda m: m(torch.zeros(6, 4, I).double()), "float32 like the weights, got torch.float64"),
         (lambda m: m(torch.zeros(6, 4, I), torch.zeros(1, 4, H).double()), "hx must be torch.float32"),
+        (
+            lambda m: m(torch.zeros(6, 4, I), (torch.zeros(1, 4, H),) * 2),
+            r"one tensor h_0, got a tuple of 2 \(Tensor, ",
+        ),
+        (
+            lambda m: m(torch.zeros(6, 4, I), np.zeros((1, 4, H))),
+            "one tensor h_0, got a ndarray; pass h_0 itself",
+        ),
+        (lambda m: m(torch.zeros(6, 4, I), torch.zeros(1, 4, H).to_sparse()), "hx must be a dense tensor"),
         (lambda m: m(torch.zeros(6, 4, I, dtype=torch.int64)), "got torch.int64"),
         (lambda m: m.half()(torch.zeros(6, 4, I).half()), "float32 or float64, got torch.float16"),
         (lambda m: m.bfloat16()(torch.zeros(6, 4, I).bfloat16()), "got torch.bfloat16"),
@@ -284,13 +291,45 @@ def test_what_does_not_fit_is_refused_with_where_and_what(call, message):
     [
         (lambda m: m(torch.zeros(4, I + 1)), "inconsistent input_size: got 4 expected 3"),
         (lambda m: m(torch.zeros(1, 4, I)), "1 or 2 dimensions, got 3"),
-        (lambda m: m(torch.zeros(4, I), (torch.zeros(3, H),) * 2), r"shape \(4, 5\), got \(3, 5\)"),
+        (
+            lambda m: m(torch.zeros(4, I), (torch.zeros(4, H), torch.zeros(3, H))),
+            r"hx\[1\] must have shape \(4, 5\) \(batch, hidden_size\) .*, got \(3, 5\); leave hx out",
+        ),
+        (
+            lambda m: m(torch.zeros(4, I), (torch.zeros(4, H),) * 3),
+            r"two tensors \(h_0, c_0\), got a tuple of 3",
+        ),
+        (
+            lambda m: m(torch.zeros(4, I), torch.zeros(4, H)),
+            r"two tensors \(h_0, c_0\), got a Tensor; pass both",
+        ),
+        (
+            lambda m: m(torch.zeros(4, I), (torch.zeros(4, H), torch.zeros(4, H).double())),
+            r"hx\[1\] must be torch.float32",
+        ),
         (lambda m: m(torch.zeros(4, I).double()), "float32 like the weights, got torch.float64"),
     ],
 )
 def test_what_does_not_fit_a_cell_is_refused(call, message):
-    with pytest.raises((RuntimeError, ValueError), match="fastrnn.torch.LSTMCell: .*" + message):
+    with pytest.raises((RuntimeError, ValueError, TypeError), match="fastrnn.torch.LSTMCell: .*" + message):
         call(fastrnn.torch.LSTMCell(I, H))
+
+
+def test_states_of_a_wrong_form_are_refused():
+    module = fastrnn.torch.LSTM(I, H, 2, batch_first=True)
+    x, h = torch.zeros(4, 6, I), torch.zeros(4, 2, H)
+    with pytest.raises(
+        RuntimeError, match=r"hx\[0\] must have shape \(2, 4, 5\) .* got \(4, 2, 5\); .*transpose\(0, 1\)"
+    ):
+        module(x, (h, h))
+    with pytest.raises(
+        RuntimeError, match=r"hx\[1\] must have as many dimensions as input, 3, got 2; .*directions, batch"
+    ):
+        module(x, (h.transpose(0, 1), h[0]))
+    with pytest.raises(
+        TypeError, match=r"LSTM: hx must be a tuple of two tensors \(h_0, c_0\), got a Tensor; pass both"
+    ):
+        module(x, h)
 
 
 def test_tensors_elsewhere_are_refused():
@@ -766,7 +805,9 @@ def test_hooks_get_all_that_is_saved(name):
     x = torch.randn(*(() if name.endswith("Cell") else (5,)), 2, 3)
     expected = results(module, x, None)
     packed = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.clone()) or packed[-1], lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: packed.append(t.clone()) or packed[-1], lambda t: t
+    ):
         assert_same(results(module, x, None), expected)
     tape = (2, 1, 4, 4) if name.endswith("Cell") else (2, 5, _ops.CELLS[name].tape_slots, 4)
     assert tape[1:2] + tape[3:] in [t.shape[1:2] + t.shape[3:] for t in packed if t.dim() == 4]
