@@ -198,11 +198,15 @@ def _restored(
 
 
 def _backward(
-    mode: str, gradients: Sequence[Tensor | None], batch_first: bool, tapes: Sequence[functional.Tape]
+    mode: str,
+    gradients: Sequence[Tensor | None],
+    batch_first: bool,
+    tapes: Sequence[functional.Tape],
+    rows: bool = False,
 ) -> list[Tensor]:
     """The gradients of x, of every state of the cell, and of each direction's w_ih, w_hh, bias and w_hr.
 
-    A bias' gradient is that of both b_ih and b_hh; of a GRU [2, 3H], their rows.
+    A bias' gradient is that of both b_ih and b_hh; of a GRU [2, 3H], their rows. `rows`: see `_gradients_of_weights`.
     """
     given = [None if g is None else g.numpy() for g in gradients]
     dy = None if given[0] is None else _batch_first(given[0], batch_first)
@@ -219,20 +223,29 @@ def _backward(
         dx_of = torch.from_numpy(_batch_first(dx_array, batch_first))
         dx = dx_of if dx is None else dx.add_(dx_of)
         dstates.append(of_states)
-        dweights += _gradients_of_weights(mode, of_weights)
+        dweights += _gradients_of_weights(mode, of_weights, rows)
     assert dx is not None
     if len(tapes) == 1:
         return [dx, *[torch.from_numpy(s[None]) for s in dstates[0]], *dweights]
     return [dx, *[torch.from_numpy(np.stack(s)) for s in zip(*dstates, strict=True)], *dweights]
 
 
-def _gradients_of_weights(mode: str, found: Sequence[Array]) -> list[Tensor]:
-    """Those of w_ih, w_hh, bias and w_hr, of the kernels' gradients of the kernels, bias and projection."""
+def _gradients_of_weights(mode: str, found: Sequence[Array], rows: bool) -> list[Tensor]:
+    """Those of w_ih, w_hh, bias and w_hr, of the kernels' gradients of the kernels, bias and projection.
+
+    `rows`: those of matrices that are not large lie row by row, as PyTorch's parameters do. PyTorch then takes them for
+    `.grad` as they are; others it copies, which for large ones it does faster than NumPy.
+    """
     if mode == "GRU":
         for columns in found:
             _swap_gates(columns)
-        return [torch.from_numpy(a.T) for a in found[:2]] + [torch.from_numpy(bias) for bias in found[2:]]
-    return [torch.from_numpy(a.T) for a in found]
+    transposed = [a.T if i < 2 or mode != "GRU" else a for i, a in enumerate(found)]
+    if rows:
+        transposed = [np.ascontiguousarray(a) if a.size <= _FEW else a for a in transposed]
+    return [torch.from_numpy(a) for a in transposed]
+
+
+_FEW = 128 * 128
 
 
 def _swap_gates(columns: Array) -> None:
@@ -259,7 +272,7 @@ def _step_backward(mode: str, gradients: Sequence[Tensor | None], tape: function
     return [
         torch.from_numpy(dx[:, 0]),
         *[torch.from_numpy(s) for s in dstates],
-        *_gradients_of_weights(mode, dweights),
+        *_gradients_of_weights(mode, dweights, True),
     ]
 
 
@@ -441,7 +454,7 @@ class _LayerCall:
         return _forward(self.mode, *self._arguments(tensors), True)
 
     def backward(self, gradients: Sequence[Tensor | None], tapes: list[Any]) -> list[Tensor | None]:
-        return self._assigned(_backward(self.mode, gradients, self.batch_first, tapes))
+        return self._assigned(_backward(self.mode, gradients, self.batch_first, tapes, True))
 
     def _assigned(self, found: Sequence[Tensor]) -> list[Tensor | None]:
         """What `_backward` returns, to each tensor its gradient."""
