@@ -413,7 +413,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(call: _LayerCall, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(_OPS.layer_with_tape(call.mode, *call._arguments(tensors)))
+        return tuple(_OPS.layer_with_tape(*call.arguments(tensors)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -445,13 +445,16 @@ class _LayerCall:
     def __init__(self, mode: str, directions: int, batch_first: bool, n_states: int) -> None:
         self.mode, self.directions, self.batch_first, self.n_states = mode, directions, batch_first, n_states
 
-    def _arguments(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
-        """What follows the mode, in the order of the operators' arguments."""
+    def arguments(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
+        """Of the operators, in their order."""
         n = 1 + self.n_states
-        return tensors[0], tensors[-1], tensors[1:n], tensors[n:-1], self.directions, self.batch_first
+        states, weights = tensors[1:n], tensors[n:-1]
+        return self.mode, tensors[0], tensors[-1], states, weights, self.directions, self.batch_first
 
     def forward(self, tensors: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
-        return _forward(self.mode, *self._arguments(tensors), True)
+        forward: Any = _forward
+        found: tuple[list[Tensor], list[Any]] = forward(*self.arguments(tensors), training=True)
+        return found
 
     def backward(self, gradients: Sequence[Tensor | None], tapes: list[Any]) -> list[Tensor | None]:
         return self._assigned(_backward(self.mode, gradients, self.batch_first, tapes, True))
@@ -463,7 +466,9 @@ class _LayerCall:
         return [found[0], *of_states, *_as_parameters(self.mode, found[1 + states :], self.directions), None]
 
     def restored(self, tensors: Sequence[Any], saved: Sequence[Tensor]) -> list[Any]:
-        return list(_restored(self.mode, *self._arguments(tensors), saved))
+        restored: Any = _restored
+        tapes: list[Any] = restored(*self.arguments(tensors), saved)
+        return tapes
 
     def differentiable(
         self, gradients: Sequence[Tensor | None], tensors: Sequence[Any], saved: Sequence[Tensor]

@@ -8,7 +8,7 @@ the tapes are saved as tensors too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -58,8 +58,8 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
     return True
 
 
-def no_jvp(*given: Any) -> NoReturn:
-    """Refuse forward mode; a `jvp` of an autograd.Function."""
+def no_jvp(ctx: Any = None, *tangents: Any) -> Any:
+    """Refuse forward mode; the `jvp` of an autograd.Function."""
     raise NotImplementedError(
         "fastrnn.torch: gradients must be taken in reverse mode, got a call of forward mode (torch.func.jvp, jacfwd, "
         "torch.autograd.forward_ad), which fastrnn's kernels don't have; use vjp, jacrev, or torch.nn's module"
