@@ -28,7 +28,7 @@ from torch import Tensor
 from fastrnn import _core, activations, functional, runtime
 from fastrnn.functional import Array, Weights
 from fastrnn.torch import _steps
-from fastrnn.torch._recorded import arrays_of, no_jvp, record
+from fastrnn.torch._recorded import arrays_of, no_jvp, one_by_one, record, record_any
 
 Codes = list[tuple[int, float, float, float]]
 
@@ -397,53 +397,12 @@ def _layer_backward_fake(
 # ---- Gradients
 
 
-def _one_by_one(function: Any, info: Any, in_dims: Sequence[Any], args: Sequence[Any]) -> Any:
-    """vmap, as a loop."""
-    results = [
-        function.apply(
-            *(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True))
-        )
-        for i in range(info.batch_size)
-    ]
-    return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
-
-
-class _Layer(torch.autograd.Function):
-    """[y, h, (c), *tapes' arrays] of a `_LayerCall` and its tensors, of whatever kind."""
-
-    @staticmethod
-    def forward(call: _LayerCall, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(_OPS.layer_with_tape(*call.arguments(tensors)))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.call, *tensors = inputs
-        saved = output[1 + CELLS[ctx.call.mode].states :]
-        ctx.mark_non_differentiable(*saved)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *saved)
-        ctx.count = len(tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        tensors, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        given = gradients[: 1 + CELLS[ctx.call.mode].states]
-        return (None, *ctx.call.differentiable(given, tensors, saved))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _one_by_one(_Layer, info, in_dims, args)
-
-    jvp = staticmethod(no_jvp)
-
-
 class _LayerCall:
     """`layer`, to be recorded, with its arguments that are no tensors. The tensors: x, *states, *weights, mask."""
 
-    __slots__ = ("batch_first", "directions", "mode", "n_states")
-
     def __init__(self, mode: str, directions: int, batch_first: bool, n_states: int) -> None:
         self.mode, self.directions, self.batch_first, self.n_states = mode, directions, batch_first, n_states
+        self.outputs = 1 + CELLS[mode].states
 
     def arguments(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
         """Of the operators, in their order."""
@@ -456,14 +415,18 @@ class _LayerCall:
         found: tuple[list[Tensor], list[Any]] = forward(*self.arguments(tensors), training=True)
         return found
 
+    def with_arrays(self, tensors: Sequence[Any]) -> list[Tensor]:
+        found: list[Tensor] = _OPS.layer_with_tape(*self.arguments(tensors))
+        return found
+
     def backward(self, gradients: Sequence[Tensor | None], tapes: list[Any]) -> list[Tensor | None]:
         return self._assigned(_backward(self.mode, gradients, self.batch_first, tapes, True))
 
     def _assigned(self, found: Sequence[Tensor]) -> list[Tensor | None]:
         """What `_backward` returns, to each tensor its gradient."""
-        states = CELLS[self.mode].states
-        of_states = found[1 : 1 + states] if self.n_states else ()
-        return [found[0], *of_states, *_as_parameters(self.mode, found[1 + states :], self.directions), None]
+        n = self.outputs
+        of_states = found[1:n] if self.n_states else ()
+        return [found[0], *of_states, *_as_parameters(self.mode, found[n:], self.directions), None]
 
     def restored(self, tensors: Sequence[Any], saved: Sequence[Tensor]) -> list[Any]:
         restored: Any = _restored
@@ -483,8 +446,6 @@ class _LayerCall:
 
 class _StepCall:
     """One step of a cell, to be recorded. The tensors: x [B, I], *states [B, H], *weights; the outputs: the new states."""
-
-    __slots__ = ("layer",)
 
     def __init__(self, mode: str, n_states: int) -> None:
         self.layer = _LayerCall(mode, 1, True, n_states)
@@ -595,7 +556,7 @@ class _LayerBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _one_by_one(_LayerBackward, info, in_dims, args)
+        return one_by_one(_LayerBackward, info, in_dims, args)
 
     jvp = staticmethod(no_jvp)
 
@@ -648,7 +609,7 @@ def _requires_grad(tensors: Sequence[Tensor | None]) -> bool:
     return False
 
 
-def _transformed(
+def _recorded(
     mode: str,
     x: Tensor,
     mask: Tensor | None,
@@ -657,15 +618,14 @@ def _transformed(
     directions: int,
     batch_first: bool,
 ) -> list[Tensor]:
-    call = _layer_call(mode, directions, batch_first, len(states))
-    return list(_Layer.apply(call, x, *states, *weights, mask)[: 1 + CELLS[mode].states])
+    return record_any(_layer_call(mode, directions, batch_first, len(states)), (x, *states, *weights, mask))
 
 
 @torch.library.impl("fastrnn::layer", "Autograd")
 def _layer_autograd(*args: Any) -> list[Tensor]:
     mode, x, mask, states, weights, directions, batch_first = args
     if _requires_grad((x, *states, *weights)):
-        return _transformed(mode, x, mask, states, weights, directions, batch_first)
+        return _recorded(mode, x, mask, states, weights, directions, batch_first)
     with torch._C._AutoDispatchBelowAutograd():
         return list(_OPS.layer(*args))
 
@@ -720,5 +680,5 @@ def layer(
             return record(call, (x, *states, *weights, mask))
         return _forward(mode, x, mask, states, weights, directions, batch_first, False)[0]
     if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
-        return _transformed(mode, x, mask, states, weights, directions, batch_first)
+        return _recorded(mode, x, mask, states, weights, directions, batch_first)
     return list(_OPS.layer(mode, x, mask, states, weights, directions, batch_first))

@@ -2,7 +2,8 @@
 
 `record(call, tensors)` runs a `Call` and returns its outputs, which have gradients. The kernels' tapes are kept as they are,
 beside the tensors, which PyTorch keeps and watches for changes. Where hooks pack what is saved (checkpointing, offloading),
-the tapes are saved as tensors too.
+the tapes are saved as tensors too. `record_any` does the same for tensors that a transform of torch.func or a compiler has
+wrapped; there a tape is always its array.
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ class Call(Protocol):
         self, gradients: Sequence[Tensor | None], tensors: Any, saved: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
         """What `backward` returns, of any kind of tensors; it can be differentiated, or says why not."""
+
+
+class AnyCall(Call, Protocol):
+    """A call of any kind of tensors."""
+
+    outputs: int
+    """How many there are."""
+
+    def with_arrays(self, tensors: Any) -> Sequence[Tensor]:
+        """The outputs and the arrays of the tapes."""
 
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:
@@ -113,3 +124,47 @@ def record(call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """The outputs of a call, recorded for its gradients. `is_plain` holds for the tensors that are no masks."""
     outputs: tuple[Tensor, ...] = _apply(call, *tensors)
     return outputs
+
+
+class _RecordedAny(torch.autograd.Function):
+    """The outputs and the arrays of the tapes."""
+
+    @staticmethod
+    def forward(call: AnyCall, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(call.with_arrays(tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.call, *tensors = inputs
+        saved = output[ctx.call.outputs :]
+        ctx.mark_non_differentiable(*saved)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *saved)
+        ctx.count = len(tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        return (None, *ctx.call.differentiable(gradients[: ctx.call.outputs], tensors, saved))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return one_by_one(_RecordedAny, info, in_dims, args)
+
+    jvp = staticmethod(no_jvp)
+
+
+def one_by_one(function: Any, info: Any, in_dims: Sequence[Any], args: Sequence[Any]) -> Any:
+    """The `vmap` of an autograd.Function, as a loop."""
+    results = [
+        function.apply(
+            *(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True))
+        )
+        for i in range(info.batch_size)
+    ]
+    return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+
+def record_any(call: AnyCall, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """The outputs of a call of any kind of tensors, recorded for its gradients."""
+    return list(_RecordedAny.apply(call, *tensors)[: call.outputs])
