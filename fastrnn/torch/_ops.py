@@ -28,7 +28,15 @@ from torch import Tensor
 from fastrnn import _core, activations, functional, runtime
 from fastrnn.functional import Array, Weights
 from fastrnn.torch import _steps
-from fastrnn.torch._recorded import arrays_of, no_jvp, one_by_one, record, record_any
+from fastrnn.torch._recorded import (
+    TENSORS_ARE_READ,
+    array_of,
+    arrays_of,
+    no_jvp,
+    one_by_one,
+    record,
+    record_any,
+)
 
 Codes = list[tuple[int, float, float, float]]
 
@@ -69,34 +77,11 @@ CELLS = {
 
 
 def _prepared(mode: str, weights: Sequence[Tensor]) -> Weights:
-    """The weights of one direction for the kernels, which see the matrices where they are, transposed."""
+    """The weights of one direction for the kernels, which see the matrices where they are, but for a GRU's, transposed."""
     name, where, codes, *_ = CELLS[mode]
-    kernel, recurrent, *biases = [w.numpy() for w in weights]
-    bias = None
-    if mode == "LSTM_PROJECTED":
-        projection = biases.pop().T
-        bias = biases[0] + biases[1] if biases else None
-        return Weights(name, kernel.T, recurrent.T, bias, projection=projection, name=where)
-    if mode == "GRU":
-        kernel, recurrent = _swapped(kernel), _swapped(recurrent)
-        if biases:
-            bias = _swapped_rows(np.concatenate(biases))
-    elif biases:
-        bias = biases[0] + biases[1]
-    return Weights(name, kernel.T, recurrent.T, bias, activations=codes, name=where)
-
-
-_SWAPPED = np.array([1, 0, 2])
-
-
-def _swapped(w: Array) -> Array:
-    """The rows of a GRU's gates in the kernels' order z r n, of r z n; and the other way round."""
-    return w.reshape(3, -1).take(_SWAPPED, 0).reshape(w.shape)
-
-
-def _swapped_rows(b: Array) -> Array:
-    """The same within each of the two halves, or rows, of b; [2, 3H]."""
-    return b.reshape(2, 3, -1).take(_SWAPPED, 1).reshape(2, -1)
+    return _core.torch_weights(
+        name, weights if TENSORS_ARE_READ else [w.numpy() for w in weights], codes, where
+    )
 
 
 def _batch_first(array: Array, batch_first: bool) -> Array:
@@ -124,7 +109,7 @@ def _kernels(
         True,
         direction == 1,
         training,
-        None if mask is None else mask.numpy(),
+        None if mask is None else array_of(mask),
         True,
         None,
         None,
@@ -148,7 +133,7 @@ def _forward(
 ) -> tuple[list[Tensor], list[Any]]:
     """[y, h, (c)], and of each direction the tape if `training`."""
     units = weights[1].shape[1]
-    x_array = x.numpy()
+    x_array = array_of(x)
     y_array = np.empty((x_array.shape[0], x_array.shape[1], directions * units), x_array.dtype)
     y = torch.from_numpy(y_array)
     if not batch_first:
@@ -160,7 +145,7 @@ def _forward(
         if directions == 2:  # the kernels write in the order in which they compute
             out = y_array[:, ::-1, units:] if d else y_array[:, :, :units]
         prepared = _prepared(mode, weights[n * d : n * (d + 1)])
-        initial = [s[d].numpy() for s in states] if states else None
+        initial = [array_of(s)[d] for s in states] if states else None
         final, tape = _kernels(prepared, x_array, initial, mask, training, d, out)
         finals.append(final)
         tapes.append(tape)
@@ -184,10 +169,10 @@ def _restored(
     return [
         functional.restore_tape(
             _prepared(mode, weights[n * d : n * (d + 1)]),
-            saved[d].numpy(),
-            _batch_first(x.numpy(), batch_first),
-            [s[d].numpy() for s in states] if states else None,
-            mask=None if mask is None else mask.numpy(),
+            array_of(saved[d]),
+            _batch_first(array_of(x), batch_first),
+            [array_of(s)[d] for s in states] if states else None,
+            mask=None if mask is None else array_of(mask),
             zero_output_for_mask=True,
             return_sequences=True,
             return_state=True,
@@ -208,7 +193,7 @@ def _backward(
 
     A bias' gradient is that of both b_ih and b_hh; of a GRU [2, 3H], their rows. `rows`: see `_gradients_of_weights`.
     """
-    given = [None if g is None else g.numpy() for g in gradients]
+    given = [None if g is None else array_of(g) for g in gradients]
     dy = None if given[0] is None else _batch_first(given[0], batch_first)
     units = tapes[0].weights.outputs
     dx: Tensor | None = None
@@ -260,14 +245,14 @@ def _step(
     mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> tuple[list[Tensor], functional.Tape]:
     """The new states [B, H] of a cell, for x [B, I] and states [B, H], and the tape of this step."""
-    given = [s.numpy() for s in states] if states else None
-    new, tape = _kernels(_prepared(mode, weights), x.numpy()[:, None], given, None, True)
+    given = [array_of(s) for s in states] if states else None
+    new, tape = _kernels(_prepared(mode, weights), array_of(x)[:, None], given, None, True)
     return [torch.from_numpy(s) for s in new], tape
 
 
 def _step_backward(mode: str, gradients: Sequence[Tensor | None], tape: functional.Tape) -> list[Tensor]:
     """As `_backward`, of a step."""
-    given = [None, *[None if g is None else g.numpy() for g in gradients]]
+    given = [None, *[None if g is None else array_of(g) for g in gradients]]
     dx, dweights, dstates = _core.backward(given, tape, runtime.limit.threads)
     return [
         torch.from_numpy(dx[:, 0]),
@@ -655,8 +640,8 @@ def step(
     tensors = (x, *states, *weights)
     if _requires_grad(tensors):
         return record(_step_call(mode, len(states)), tensors)
-    given = [s.numpy() for s in states] if states else None
-    _, new_arrays = functional.run_step(_prepared(mode, weights), x.numpy(), given)
+    given = [array_of(s) for s in states] if states else None
+    _, new_arrays = functional.run_step(_prepared(mode, weights), array_of(x), given)
     return [torch.from_numpy(s) for s in new_arrays]
 
 

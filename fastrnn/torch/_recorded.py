@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastrnn import _core
+
 Parameter = torch.nn.Parameter
+# Whether the compiled module reads tensors itself. If PyTorch is too old for that, it gets arrays from `Tensor.numpy`.
+TENSORS_ARE_READ = _core.open_tensors(Tensor, Parameter)
+array_of: Any = _core.array_of_tensor if TENSORS_ARE_READ else Tensor.numpy
 
 
 class Call(Protocol):
@@ -46,7 +51,7 @@ class AnyCall(Call, Protocol):
         """The outputs and the arrays of the tapes."""
 
 
-def is_plain(tensors: Sequence[Tensor]) -> bool:
+def is_plain(tensors: tuple[Tensor, ...]) -> bool:
     """Whether the kernels can read these tensors where they are, and nothing watches the operators called on them."""
     if (
         torch.compiler.is_compiling()
@@ -57,6 +62,8 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
         return False
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         no_jvp()
+    if TENSORS_ARE_READ:
+        return _core.plain_tensors(tensors)
     dtype = tensors[0].dtype
     if dtype is not torch.float32 and dtype is not torch.float64:
         return False
@@ -77,6 +84,11 @@ def no_jvp(ctx: Any = None, *tangents: Any) -> Any:
     )
 
 
+def _pointers(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
+    """Where tapes find the tensors' values. `Tensor.numpy` sees to it that this does not change."""
+    return _core.pointers_of_tensors(tensors) if TENSORS_ARE_READ else ()
+
+
 def arrays_of(tapes: Sequence[Any]) -> list[Tensor]:
     """The arrays of tapes that were not used, as tensors on the same memory."""
     return [torch.from_numpy(tape.saved) for tape in tapes]
@@ -89,7 +101,7 @@ class _Recorded(torch.autograd.Function):
         ctx.call = call
         ctx.set_materialize_grads(False)
         if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
-            ctx.tapes = tapes
+            ctx.tapes, ctx.pointers = tapes, _pointers(tensors)
             ctx.save_for_backward(*tensors)
         else:
             ctx.count = len(tensors)
@@ -99,18 +111,23 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         call, tensors, attributes = ctx.call, ctx.saved_tensors, ctx.__dict__
-        given = [g for g in gradients if g is not None]
+        given = tuple(g for g in gradients if g is not None)
         saved = None
         if "count" in attributes:
             tensors, saved = tensors[: ctx.count], tensors[ctx.count :]
-            given += [*(t for t in tensors if t is not None and t.is_floating_point()), *saved]
+            given += (*(t for t in tensors if t is not None and t.is_floating_point()), *saved)
         if torch.is_grad_enabled() or (given and not is_plain(given)):
             saved = arrays_of(ctx.tapes) if saved is None else saved
             return (None, *call.differentiable(gradients, tensors, saved))
-        if saved is None and not torch._C._autograd._get_current_graph_task_keep_graph():
-            tapes = attributes.pop("tapes")  # a loss that is kept keeps this context
-        else:  # a tape serves once
-            tapes = call.restored(tensors, arrays_of(ctx.tapes) if saved is None else saved)
+        if saved is not None:
+            return (None, *call.backward(gradients, call.restored(tensors, saved)))
+        tapes = ctx.tapes
+        if torch._C._autograd._get_current_graph_task_keep_graph():  # a tape serves once
+            tapes = call.restored(tensors, arrays_of(tapes))
+        else:
+            del ctx.tapes  # a loss that is kept keeps this context
+            if ctx.pointers != _pointers(tensors):  # a storage has other memory than in forward
+                tapes = call.restored(tensors, arrays_of(tapes))
         return (None, *call.backward(gradients, tapes))
 
     jvp = staticmethod(no_jvp)
