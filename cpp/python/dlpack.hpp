@@ -97,13 +97,16 @@ inline py::array array_of(py::handle tensor) {
   return py::array(dtype, std::move(shape), std::move(strides), memory(t), tensor);
 }
 
-/// Where the memory of each tensor begins; of None 0.
+/// Where the memory of each tensor begins; 0 of None and of what has none.
 inline py::tuple pointers(const py::tuple& tensors) {
   py::tuple found(tensors.size());
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     Tensor t{};
     const py::object item = tensors[i];
-    if (!item.is_none() && functions->from_object(item.ptr(), &t) != 0) throw py::error_already_set();
+    if (!item.is_none() && functions->from_object(item.ptr(), &t) != 0) {
+      PyErr_Clear();
+      t = {};
+    }
     found[i] = py::int_(reinterpret_cast<std::uintptr_t>(memory(t)));
   }
   return found;

@@ -250,15 +250,16 @@ def _step(
     return [torch.from_numpy(s) for s in new], tape
 
 
-def _step_backward(mode: str, gradients: Sequence[Tensor | None], tape: functional.Tape) -> list[Tensor]:
-    """As `_backward`, of a step."""
+def _step_backward(
+    mode: str, gradients: Sequence[Tensor | None], tape: functional.Tape, with_states: bool
+) -> list[Tensor]:
+    """The gradients of what `_step` was given, without those of the states if it was given none."""
     given = [None, *[None if g is None else array_of(g) for g in gradients]]
     dx, dweights, dstates = _core.backward(given, tape, runtime.limit.threads)
-    return [
-        torch.from_numpy(dx[:, 0]),
-        *[torch.from_numpy(s) for s in dstates],
-        *_gradients_of_weights(mode, dweights, True),
-    ]
+    found = [torch.from_numpy(dx[:, 0])]
+    if with_states:
+        found += [torch.from_numpy(s) for s in dstates]
+    return found + _as_parameters(mode, _gradients_of_weights(mode, dweights, True), 1)
 
 
 # ---- Operators
@@ -440,8 +441,8 @@ class _StepCall:
         new, tape = _step(self.layer.mode, tensors[0], tensors[1:n], tensors[n:])
         return new, [tape]
 
-    def backward(self, gradients: Sequence[Tensor | None], tapes: list[Any]) -> list[Tensor | None]:
-        return self.layer._assigned(_step_backward(self.layer.mode, gradients, tapes[0]))[:-1]
+    def backward(self, gradients: Sequence[Tensor | None], tapes: list[Any]) -> Sequence[Tensor | None]:
+        return _step_backward(self.layer.mode, gradients, tapes[0], self.layer.n_states > 0)
 
     def _of_layer(self, tensors: Sequence[Any]) -> list[Any]:
         n = 1 + self.layer.n_states
