@@ -970,7 +970,8 @@ void swap_gates(const py::array& from, T* to) {
   }
 }
 
-/// The weights of one direction as PyTorch has them, tensors or arrays: w_ih, w_hh and, if there are any, b_ih, b_hh, w_hr.
+/// The weights of one direction as PyTorch has them, tensors or arrays: w_ih, w_hh and, if there are any, b_ih, b_hh,
+/// w_hr.
 std::shared_ptr<Weights> make_torch_weights(const std::string& cell, const py::sequence& given, py::handle activations,
                                             const py::object& name) {
   std::vector<py::array> w;
@@ -984,7 +985,8 @@ std::shared_ptr<Weights> make_torch_weights(const std::string& cell, const py::s
     using T = decltype(zero);
     const Index rows = w[0].shape(0);
     for (const py::array& a : w)
-      if (!is_native<T>(a)) throw py::type_error(text(cell, ": all weights must be ", kDtype<T>, ", got ", dtype_text(a)));
+      if (!is_native<T>(a))
+        throw py::type_error(text(cell, ": all weights must be ", kDtype<T>, ", got ", dtype_text(a)));
     if (gru)
       for (int i = 0; i < 2; ++i) {
         py::array_t<T> swapped({w[i].shape(0), w[i].shape(1)});

@@ -1,5 +1,6 @@
-// PyTorch's tensors as arrays on the same memory, by the C functions that their class publishes for this (DLPack's exchange
-// API, __dlpack_c_exchange_api__): much less work than a call of Tensor.numpy. The structs are DLPack's, major version 1.
+// PyTorch's tensors as arrays on the same memory, by the C functions that their class publishes for this (DLPack's
+// exchange API, __dlpack_c_exchange_api__): much less work than a call of Tensor.numpy. The structs are DLPack's, major
+// version 1.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -58,8 +59,8 @@ inline bool open(py::type tensor, py::type parameter) {
 
 inline char* memory(const Tensor& t) { return static_cast<char*>(t.data) + t.byte_offset; }
 
-/// Whether all are dense tensors in the processor's memory, of one dtype, float32 or float64, of no class of one's own, and
-/// not negated lazily.
+/// Whether all are dense tensors in the processor's memory, of one dtype, float32 or float64, of no class of one's own,
+/// and not negated lazily.
 inline bool plain(const py::tuple& tensors) {
   static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
   std::uint8_t bits = 0;
@@ -80,17 +81,18 @@ inline bool plain(const py::tuple& tensors) {
   return true;
 }
 
-/// An array on the memory of a tensor of float32, float64 or bool, which it keeps alive. The tensor's storage may be given
-/// other memory later: see `pointers`.
+/// An array on the memory of a tensor of float32, float64 or bool, which it keeps alive. The tensor's storage may be
+/// given other memory later: see `pointers`.
 inline py::array array_of(py::handle tensor) {
   Tensor t;
   if (functions->from_object(tensor.ptr(), &t) != 0) throw py::error_already_set();
   const bool known = t.dtype.lanes == 1 && ((t.dtype.code == kFloat && (t.dtype.bits == 32 || t.dtype.bits == 64)) ||
                                             (t.dtype.code == kBool && t.dtype.bits == 8));
-  if (t.device.type != kCpu || !known) throw py::type_error("dlpack: a tensor must be float32, float64 or bool, on the CPU");
-  const py::dtype dtype = t.dtype.code == kBool  ? py::dtype::of<bool>()
-                          : t.dtype.bits == 32 ? py::dtype::of<float>()
-                                               : py::dtype::of<double>();
+  if (t.device.type != kCpu || !known)
+    throw py::type_error("dlpack: a tensor must be float32, float64 or bool, on the CPU");
+  const py::dtype dtype = t.dtype.code == kBool ? py::dtype::of<bool>()
+                          : t.dtype.bits == 32  ? py::dtype::of<float>()
+                                                : py::dtype::of<double>();
   py::array::ShapeContainer shape(t.shape, t.shape + t.dimensions);
   py::array::StridesContainer strides(t.strides, t.strides + t.dimensions);
   for (auto& stride : *strides) stride *= t.dtype.bits / 8;

@@ -247,6 +247,53 @@ def test_weights_changed_before_backward_are_refused():
         y.sum().backward()
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("cell", [False, True])
+def test_storages_that_get_other_memory_before_backward_are_read_there(name, cell):
+    theirs, ours = pair(name + "Cell" * cell, I, H)
+    x = torch.randn(*(() if cell else (6,)), 4, I)
+    for module in (theirs, ours):
+        y = as_tuple(module(x))[0]
+        held = []
+        for p in module.parameters():
+            value, storage = p.detach().clone(), p.untyped_storage()
+            held.append(storage)
+            size = storage.nbytes()
+            storage.resize_(0)  # as FullyShardedDataParallel does
+            held.append(torch.full((1000,), torch.nan))  # what may come to lie there
+            storage.resize_(size)
+            p.data.copy_(value)
+        y.sum().backward()
+    for p, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_close(p.grad, expected.grad, 3e-5)
+
+
+def test_a_pytorch_whose_tensors_have_no_c_functions_serves_too(run_python):
+    code = """
+    import torch
+    del torch.Tensor.__dlpack_c_exchange_api__
+    import fastrnn.torch
+    from fastrnn.torch import _recorded
+    assert not _recorded.TENSORS_ARE_READ
+    for name in ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"):
+        theirs, ours = (getattr(m, name)(3, 5) for m in (torch.nn, fastrnn.torch))
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.randn(4, 3) if name.endswith("Cell") else torch.randn(6, 4, 3)
+        gradients = []
+        for module in (theirs, ours):
+            y = module(x)
+            while isinstance(y, tuple):
+                y = y[0]
+            gradients.append([y, *torch.autograd.grad(y.sum(), module.parameters())])
+            with torch.no_grad():
+                module(x)
+        for a, b in zip(*gradients):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    print("same")
+    """
+    assert run_python(code) == "same\n"
+
+
 # ---- Errors
 
 
