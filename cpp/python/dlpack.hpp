@@ -60,11 +60,12 @@ inline bool open(py::type tensor, py::type parameter) {
 inline char* memory(const Tensor& t) { return static_cast<char*>(t.data) + t.byte_offset; }
 
 /// Whether all are dense tensors in the processor's memory, of one dtype, float32 or float64, of no class of one's own,
-/// and not negated lazily.
+/// and not negated lazily; or None.
 inline bool plain(const py::tuple& tensors) {
   static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
   std::uint8_t bits = 0;
   for (const py::handle item : tensors) {
+    if (item.is_none()) continue;
     if (Py_TYPE(item.ptr()) != tensor_type && Py_TYPE(item.ptr()) != parameter_type) return false;
     Tensor t;
     if (functions->from_object(item.ptr(), &t) != 0) {

@@ -224,10 +224,12 @@ def _gradients_of_weights(mode: str, found: Sequence[Array], rows: bool) -> list
     if mode == "GRU":
         for columns in found:
             _swap_gates(columns)
-    transposed = [a.T if i < 2 or mode != "GRU" else a for i, a in enumerate(found)]
-    if rows:
-        transposed = [np.ascontiguousarray(a) if a.size <= _FEW else a for a in transposed]
-    return [torch.from_numpy(a) for a in transposed]
+    tensors: list[Tensor] = []
+    for a in found:
+        if a.ndim == 2 and (mode != "GRU" or len(tensors) < 2):
+            a = a.T.copy() if rows and a.size <= _FEW else a.T
+        tensors.append(torch.from_numpy(a))
+    return tensors
 
 
 _FEW = 128 * 128
@@ -468,6 +470,8 @@ def _as_parameters(mode: str, dweights: Sequence[Tensor], directions: int) -> li
     n = len(dweights) // directions
     if n == (3 if mode == "LSTM_PROJECTED" else 2):  # there are no biases
         return list(dweights)
+    if directions == 1 and n == 3 and mode != "GRU":
+        return [*dweights, dweights[2]]
     found: list[Tensor] = []
     for d in range(directions):
         dkernel, drecurrent, dbias, *rest = dweights[n * d : n * (d + 1)]

@@ -21,6 +21,8 @@ Parameter = torch.nn.Parameter
 # Whether the compiled module reads tensors itself. If PyTorch is too old for that, it gets arrays from `Tensor.numpy`.
 TENSORS_ARE_READ = _core.open_tensors(Tensor, Parameter)
 array_of: Any = _core.array_of_tensor if TENSORS_ARE_READ else Tensor.numpy
+# Where tapes find the tensors' values. `Tensor.numpy` sees to it that this does not change.
+_pointers: Any = _core.pointers_of_tensors if TENSORS_ARE_READ else lambda tensors: ()
 
 
 class Call(Protocol):
@@ -51,8 +53,11 @@ class AnyCall(Call, Protocol):
         """The outputs and the arrays of the tapes."""
 
 
-def is_plain(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether the kernels can read these tensors where they are, and nothing watches the operators called on them."""
+def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether the kernels can read these tensors where they are, and nothing watches the operators called on them.
+
+    None among them is no tensor.
+    """
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -60,20 +65,22 @@ def is_plain(tensors: tuple[Tensor, ...]) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return False
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+    if forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
         no_jvp()
     if TENSORS_ARE_READ:
         return _core.plain_tensors(tensors)
-    dtype = tensors[0].dtype
-    if dtype is not torch.float32 and dtype is not torch.float64:
-        return False
-    for t in tensors:
-        kind = type(t)
-        if kind is not Tensor and kind is not Parameter:
-            return False
-        if t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided or t.is_neg():
-            return False
-    return True
+    given = [t for t in tensors if t is not None]
+    return all(
+        type(t) in (Tensor, Parameter)
+        and t.dtype in (torch.float32, torch.float64)
+        and t.dtype is given[0].dtype
+        and t.is_cpu
+        and t.layout is torch.strided
+        and not t.is_neg()
+        for t in given
+    )
 
 
 def no_jvp(ctx: Any = None, *tangents: Any) -> Any:
@@ -82,11 +89,6 @@ def no_jvp(ctx: Any = None, *tangents: Any) -> Any:
         "fastrnn.torch: gradients must be taken in reverse mode, got a call of forward mode (torch.func.jvp, jacfwd, "
         "torch.autograd.forward_ad), which fastrnn's kernels don't have; use vjp, jacrev, or torch.nn's module"
     )
-
-
-def _pointers(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
-    """Where tapes find the tensors' values. `Tensor.numpy` sees to it that this does not change."""
-    return _core.pointers_of_tensors(tensors) if TENSORS_ARE_READ else ()
 
 
 def arrays_of(tapes: Sequence[Any]) -> list[Tensor]:
@@ -111,12 +113,11 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         call, tensors, attributes = ctx.call, ctx.saved_tensors, ctx.__dict__
-        given = tuple(g for g in gradients if g is not None)
-        saved = None
+        saved, plain = None, gradients
         if "count" in attributes:
             tensors, saved = tensors[: ctx.count], tensors[ctx.count :]
-            given += (*(t for t in tensors if t is not None and t.is_floating_point()), *saved)
-        if torch.is_grad_enabled() or (given and not is_plain(given)):
+            plain = (*gradients, *(t for t in tensors if t is not None and t.is_floating_point()), *saved)
+        if torch.is_grad_enabled() or not is_plain(plain):
             saved = arrays_of(ctx.tapes) if saved is None else saved
             return (None, *call.differentiable(gradients, tensors, saved))
         if saved is not None:
