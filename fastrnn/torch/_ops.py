@@ -10,9 +10,10 @@ What all functions take, in PyTorch's terms (B batch, T time, I inputs, H units,
 
 With a projection, h and the outputs have proj_size columns instead of H.
 
-`layer` is what the modules call. For plain tensors it goes straight to the kernels; for all that watches operators (the
-compiler, export, tracing, tensor subclasses, dispatch modes) through `torch.ops.fastrnn.layer`, which takes some ten
-microseconds more. Both end in the same two functions, `_forward` and `_backward`, the only ones that know NumPy.
+`layer` is what the modules call, and `step` what cells call. For plain tensors they go straight to the kernels, recorded by
+`_recorded.record` if there are gradients; for all that watches operators (the compiler, export, tracing, tensor subclasses,
+dispatch modes) `layer` goes through `torch.ops.fastrnn.layer`, which takes some ten microseconds more. Both end in the same
+two functions, `_forward` and `_backward`. Arrays are between tensors and the kernels alone.
 """
 
 from __future__ import annotations
