@@ -57,6 +57,14 @@ inline bool open(py::type tensor, py::type parameter) {
   return true;
 }
 
+/// Whether there are elements without memory, of a storage that was emptied or that stands for zeros.
+inline bool hollow(const Tensor& t) {
+  if (t.data) return false;
+  for (std::int32_t i = 0; i < t.dimensions; ++i)
+    if (t.shape[i] == 0) return false;
+  return true;
+}
+
 inline char* memory(const Tensor& t) { return static_cast<char*>(t.data) + t.byte_offset; }
 
 /// Whether all are dense tensors in the processor's memory, of one dtype, float32 or float64, of no class of one's own,
@@ -72,7 +80,7 @@ inline bool plain(const py::tuple& tensors) {
       PyErr_Clear();  // sparse, without memory ...: what the caller says of it is clearer
       return false;
     }
-    if (t.device.type != kCpu || t.dtype.code != kFloat || t.dtype.lanes != 1) return false;
+    if (t.device.type != kCpu || t.dtype.code != kFloat || t.dtype.lanes != 1 || hollow(t)) return false;
     if (bits == 0) bits = t.dtype.bits;
     if (t.dtype.bits != bits || (bits != 32 && bits != 64)) return false;
     const auto negated = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(item.ptr(), is_neg));
@@ -94,6 +102,7 @@ inline py::array array_of(py::handle tensor) {
   const py::dtype dtype = t.dtype.code == kBool ? py::dtype::of<bool>()
                           : t.dtype.bits == 32  ? py::dtype::of<float>()
                                                 : py::dtype::of<double>();
+  if (hollow(t)) throw py::value_error("dlpack: a tensor must have memory, got one whose storage was emptied");
   py::array::ShapeContainer shape(t.shape, t.shape + t.dimensions);
   py::array::StridesContainer strides(t.strides, t.strides + t.dimensions);
   for (auto& stride : *strides) stride *= t.dtype.bits / 8;

@@ -286,18 +286,27 @@ torch.library.define(
 _OPS: Any = torch.ops.fastrnn
 
 
+def _resolved(given: Any) -> Any:
+    """Arguments without tensors negated lazily or standing for zeros, which the dispatcher leaves among optional ones."""
+    if isinstance(given, Tensor):
+        return given.clone() if given._is_zerotensor() else given.resolve_neg()
+    return [_resolved(g) for g in given] if isinstance(given, (list, tuple)) else given
+
+
 @torch.library.impl("fastrnn::layer", "CPU")
 @torch.no_grad()
-def _layer_cpu(*args: Any) -> list[Tensor]:
+def _layer_cpu(*given: Any) -> list[Tensor]:
     forward: Any = _forward
+    args = _resolved(given)
     results: list[Tensor] = forward(*args, training=False)[0]
     return results
 
 
 @torch.library.impl("fastrnn::layer_with_tape", "CPU")
 @torch.no_grad()
-def _layer_with_tape_cpu(*args: Any) -> list[Tensor]:
+def _layer_with_tape_cpu(*given: Any) -> list[Tensor]:
     forward: Any = _forward
+    args = _resolved(given)
     outputs, tapes = forward(*args, training=True)
     results: list[Tensor] = outputs + arrays_of(tapes)
     return results
@@ -305,7 +314,8 @@ def _layer_with_tape_cpu(*args: Any) -> list[Tensor]:
 
 @torch.library.impl("fastrnn::layer_backward", "CPU")
 @torch.no_grad()
-def _layer_backward_cpu(mode: str, gradients: Sequence[Tensor | None], *args: Any) -> list[Tensor]:
+def _layer_backward_cpu(*given: Any) -> list[Tensor]:
+    mode, gradients, *args = _resolved(given)
     *_, batch_first, _ = args
     return _backward(mode, gradients, batch_first, _restored(mode, *args))
 

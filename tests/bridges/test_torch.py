@@ -834,6 +834,43 @@ def test_lazily_negated_tensors_are_read_right():
     torch.testing.assert_close(layer(x)[0], layer(x.clone())[0], rtol=0, atol=0)
 
 
+def negated(t):
+    """-t, negated lazily."""
+    found = torch.complex(torch.zeros_like(t), t).conj().imag
+    assert found.is_neg()
+    return found
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNNCell"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_lazily_negated_states_and_gradients_are_read_right(name, wrapped):
+    module = getattr(fastrnn.torch, name)(3, 4)
+    x = torch.randn(*(() if name == "RNNCell" else (5,)), 2, 3)
+    h = torch.randn(*(() if name == "RNNCell" else (1,)), 2, 4)
+    given = (lambda t: (t, t)) if name == "LSTM" else lambda t: t
+    found = []
+    for of in (negated, lambda t: -t):
+        y = as_tuple(module(x, given(of(h))))[0]
+        found.append(
+            [y, *torch.autograd.grad(y, module.parameters(), of(torch.ones_like(y)), create_graph=wrapped)]
+        )
+    for a, b in zip(*found, strict=True):
+        assert_close(a.detach(), b.detach(), 1e-6)
+
+
+def test_tensors_without_memory_are_no_crash():
+    module = fastrnn.torch.RNN(3, 4)
+    zeros = torch._efficientzerotensor((5, 2, 3))
+    assert_close(module(zeros)[0].detach(), module(torch.zeros(5, 2, 3))[0].detach(), 0)
+    y = module(torch.ones(5, 2, 3))[0]
+    for gradient in torch.autograd.grad(y, module.parameters(), torch._efficientzerotensor(y.shape)):
+        assert not gradient.any()
+    x = torch.ones(5, 2, 3)
+    x.untyped_storage().resize_(0)
+    with pytest.raises((RuntimeError, ValueError)):
+        module(x)
+
+
 def test_a_loss_that_is_kept_keeps_no_tape():
     layer = fastrnn.torch.LSTM(3, 4)
     loss = layer(torch.ones(5, 2, 3))[0].sum()

@@ -28,8 +28,8 @@ dist.destroy_process_group()
 """
 
 
-# One of two processes whose parameters are in parts, and whole only while they are used, in other memory each time. Process 0
-# saves the losses by way and library.
+# One of two processes whose parameters are in parts, and whole only while they are used, in other memory each time. It saves
+# the losses by way and library.
 SHARDED_PROGRAM = """
 import sys, torch, torch.distributed as dist, fastrnn.torch
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
