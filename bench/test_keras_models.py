@@ -34,13 +34,14 @@ def imdb_lstm_dropout(layers, keras):
 
 
 def jena_gru(layers, keras):
-    weather, temperature = numbers(5 * 128, 120, 14), numbers(5 * 128, 1)
+    rows = 128 * batches(10, 50)
+    weather, temperature = numbers(rows, 120, 14), numbers(rows, 1)
     recurrent = layers.GRU(32, dropout=0.5, recurrent_dropout=0.5)
     return [recurrent, keras.layers.Dense(1)], weather, temperature, 128
 
 
 def bidirectional_lstm(layers, keras):
-    ids, labels = reviews(5)
+    ids, labels = reviews(10, 10)
     recurrent = [
         keras.layers.Bidirectional(layers.LSTM(128, return_sequences=sequences))
         for sequences in (True, False)
@@ -57,9 +58,14 @@ def sigmoid(keras):
     return keras.layers.Dense(1, activation="sigmoid")
 
 
-def reviews(batches=None):
-    """Ids [batches * 32, 100] and labels; with Keras' own layers an epoch takes long on PyTorch."""
-    count = 32 * (batches or (10 if os.environ["KERAS_BACKEND"] == "torch" else 100))
+def batches(on_torch, elsewhere):
+    """How many an epoch has. With Keras' own layers one takes long on PyTorch; elsewhere its beginning takes long."""
+    return on_torch if os.environ["KERAS_BACKEND"] == "torch" else elsewhere
+
+
+def reviews(on_torch=20, elsewhere=100):
+    """Ids [B, 100] and labels."""
+    count = 32 * batches(on_torch, elsewhere)
     rng = np.random.default_rng(0)
     return rng.integers(1, 10000, (count, 100)), rng.integers(0, 2, (count, 1)).astype("float32")
 

@@ -18,21 +18,20 @@ and no Python runs. Legend, weights, gate order and options are those of `fastrn
 Arrays are float32, or float64 where JAX has it enabled; nothing is converted. Activations are names or `Activation`s.
 Kernels use the threads of `fastrnn.set_num_threads`. A call that runs can't be interrupted, as any of JAX.
 
-In a Flax module the weights are parameters as any other:
+In a Flax module the weights are parameters as any other, for example of `flax.linen`:
 
     class LSTM(flax.linen.Module):
         units: int
 
         @flax.linen.compact
         def __call__(self, x):
-            shapes = {"kernel": (x.shape[-1], 4 * self.units), "recurrent_kernel": (self.units, 4 * self.units)}
-            weights = [self.param(name, flax.linen.initializers.orthogonal(), s) for name, s in shapes.items()]
-            return fastrnn.jax.lstm(x, *weights, return_sequences=True)
+            weights = self.param("lstm", fastrnn.jax.initializer("lstm", self.units), x.shape[-1])
+            return fastrnn.jax.lstm(x, **weights, return_sequences=True)
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from typing_extensions import Unpack
 
-__all__ = ["Options", "Settings", "call", "gru", "indrnn", "lstm", "settings", "simple_rnn"]
+__all__ = ["Options", "Settings", "call", "gru", "indrnn", "initializer", "lstm", "settings", "simple_rnn"]
 
 Array = jax.Array
 States = Sequence[Any] | Any | None
@@ -631,6 +630,64 @@ def _mask_of(where: str, lengths: ArrayLike, mask: ArrayLike | None, x: ArrayLik
     of_its_shape = np.broadcast_to(np.zeros(()), np.shape(x))
     known = functional.mask_of(where, given, mask, of_its_shape)  # type: ignore[arg-type]
     return jnp.arange(known.shape[1]) < jnp.asarray(lengths)[:, None] if traced else jnp.asarray(known)
+
+
+# ---- Weights
+
+_GATES = {"simple_rnn": 1, "indrnn": 1, "lstm": 4, "gru": 3}
+
+
+def initializer(
+    function: str, units: int, *, use_bias: bool = True, reset_after: bool = True, dtype: Any = jnp.float32
+) -> Callable[[Array, int], dict[str, Array]]:
+    """A function that draws the weights of a layer, as Flax's `param` and others take them.
+
+    They are drawn as Keras does by default: the kernel from Glorot's uniform distribution, the recurrent kernel orthogonal
+    (of "indrnn" ones), the bias zeros, but for the LSTM's forget gate, whose bias is ones.
+
+    Args:
+        function: The function that the weights are for: "simple_rnn", "indrnn", "lstm" or "gru".
+        units: H.
+        use_bias: Also make the bias.
+        reset_after: As of `gru`, which has two rows of biases with it.
+        dtype: float32 or float64.
+
+    Returns:
+        A function of a key and of I, how many features x has, that returns the weights by the names of the arguments.
+
+    Raises:
+        ValueError: There is no such function, or units are less than 1.
+
+    >>> draw = initializer("lstm", 16)
+    >>> weights = draw(jax.random.key(0), 3)
+    >>> {name: weight.shape for name, weight in weights.items()}
+    {'kernel': (3, 64), 'recurrent_kernel': (16, 64), 'bias': (64,)}
+    >>> lstm(jnp.zeros((8, 5, 3)), **weights).shape
+    (8, 16)
+    """
+    if function not in _GATES:
+        raise ValueError(
+            f"fastrnn.jax.initializer: function must be one of {', '.join(_GATES)}, got {function!r}"
+        )
+    if units < 1:
+        raise ValueError(f"fastrnn.jax.initializer: units must be at least 1, got {units}")
+    columns = _GATES[function] * units
+
+    def draw(key: Array, features: int) -> dict[str, Array]:
+        of_kernel, of_recurrent = jax.random.split(key)
+        glorot, orthogonal = jax.nn.initializers.glorot_uniform(), jax.nn.initializers.orthogonal()
+        weights = {
+            "kernel": glorot(of_kernel, (features, columns), dtype),
+            "recurrent_kernel": jnp.ones(units, dtype)
+            if function == "indrnn"
+            else orthogonal(of_recurrent, (units, columns), dtype),
+        }
+        if use_bias:
+            bias = jnp.zeros((2, columns) if function == "gru" and reset_after else columns, dtype)
+            weights["bias"] = bias.at[units : 2 * units].set(1) if function == "lstm" else bias
+        return weights
+
+    return draw
 
 
 # ---- By name

@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "calls.hpp"
+#include "dlpack.hpp"
 #include "fastrnn/fastrnn.hpp"
 #include "tensorflow.hpp"
 #include "xla.hpp"
@@ -950,6 +951,69 @@ std::shared_ptr<Weights> make_weights(const std::string& cell, py::handle kernel
                             "; convert it with kernel.astype(\"float32\")"));
 }
 
+py::array transposed(const py::array& a) {
+  return py::array(a.dtype(), {a.shape(1), a.shape(0)}, {a.strides(1), a.strides(0)}, a.data(), a);
+}
+
+/// Gates r z n, as PyTorch has them in the rows of `from`, in the kernels' order z r n; rows from `to` on, contiguous.
+template <class T>
+void swap_gates(const py::array& from, T* to) {
+  const Index rows = from.shape(0), units = rows / 3;
+  const Index columns = from.ndim() == 2 ? from.shape(1) : 1, step = from.ndim() == 2 ? stride<T>(from, 1) : 1;
+  for (Index r = 0; r < rows; ++r, to += columns) {
+    const T* row = data<T>(from) + stride<T>(from, 0) * (r < units ? r + units : r < 2 * units ? r - units : r);
+    if (step == 1) {
+      std::copy_n(row, columns, to);
+    } else {
+      for (Index i = 0; i < columns; ++i) to[i] = row[i * step];
+    }
+  }
+}
+
+/// The weights of one direction as PyTorch has them, tensors or arrays: w_ih, w_hh and, if there are any, b_ih, b_hh,
+/// w_hr.
+std::shared_ptr<Weights> make_torch_weights(const std::string& cell, const py::sequence& given, py::handle activations,
+                                            const py::object& name) {
+  std::vector<py::array> w;
+  for (const py::handle item : given)
+    w.push_back(py::isinstance<py::array>(item) ? py::reinterpret_borrow<py::array>(item)
+                                                : fastrnn::dlpack::array_of(item));
+  const bool gru = cell == "gru", projected = w.size() % 2 == 1, biased = w.size() > 3;
+  if (w.size() < 2 || w.size() > 5 || w[0].ndim() != 2 || w[1].ndim() != 2)
+    throw py::value_error(text(cell, ": there must be w_ih and w_hh, b_ih and b_hh or none, and w_hr or none"));
+  const auto make = [&](auto zero) {
+    using T = decltype(zero);
+    const Index rows = w[0].shape(0);
+    for (const py::array& a : w)
+      if (!is_native<T>(a))
+        throw py::type_error(text(cell, ": all weights must be ", kDtype<T>, ", got ", dtype_text(a)));
+    if (gru)
+      for (int i = 0; i < 2; ++i) {
+        py::array_t<T> swapped({w[i].shape(0), w[i].shape(1)});
+        swap_gates<T>(w[i], swapped.mutable_data());
+        w[i] = swapped;
+      }
+    py::object bias = py::none();
+    if (biased) {
+      for (int i = 2; i < 4; ++i) require_shape(w[i], Shape{rows}, cell, "a bias", "gates * units");
+      py::array_t<T> both(gru ? Shape{2, rows} : Shape{rows});
+      T* to = both.mutable_data();
+      if (gru) {
+        swap_gates<T>(w[2], to);
+        swap_gates<T>(w[3], to + rows);
+      } else {
+        for (Index r = 0; r < rows; ++r)
+          to[r] = data<T>(w[2])[r * stride<T>(w[2], 0)] + data<T>(w[3])[r * stride<T>(w[3], 0)];
+      }
+      bias = both;
+    }
+    const py::object projection = projected ? py::object(transposed(w.back())) : py::none();
+    return make_weights(cell, transposed(w[0]), transposed(w[1]), bias, py::none(), projection, py::none(), py::none(),
+                        activations, name);
+  };
+  return is_native<float>(w[0]) ? make(0.0f) : make(0.0);
+}
+
 /// pybind11's own refusal would print all arguments, arrays included.
 bool flag(py::handle object, const std::string& where, const char* name) {
   if (object.ptr() == Py_True) return true;
@@ -1137,6 +1201,12 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("weights"), py::arg("x_t"), py::arg("states") = py::none(), py::arg("out") = py::none());
 
+  m.def("torch_weights", &make_torch_weights, py::arg("cell"), py::arg("weights"), py::arg("activations"),
+        py::arg("name"));
+  m.def("open_tensors", &fastrnn::dlpack::open, py::arg("tensor"), py::arg("parameter"));
+  m.def("plain_tensors", &fastrnn::dlpack::plain, py::arg("tensors"));
+  m.def("array_of_tensor", &fastrnn::dlpack::array_of, py::arg("tensor"));
+  m.def("pointers_of_tensors", &fastrnn::dlpack::pointers, py::arg("tensors"));
   m.def("check_array", &check_array, py::arg("array"), py::arg("dtype"), py::arg("shape"), py::arg("where"),
         py::arg("name"), py::arg("meaning"), py::arg("written") = false);
   m.def("overlap", [](const py::array& a, const py::array& b) { return overlap(a, b); }, py::arg("a"), py::arg("b"));

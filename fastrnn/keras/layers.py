@@ -107,7 +107,7 @@ class _OnKernels:
             mask = ops.cast(mask, "bool")
         return Operands(
             ops.convert_to_tensor(sequences, dtype),
-            tuple(ops.convert_to_tensor(w, dtype) for w in weights),
+            tuple(w.value if w.dtype == dtype else ops.convert_to_tensor(w, dtype) for w in weights),
             tuple(states),
             mask,
             dropout_mask,

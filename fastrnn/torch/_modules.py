@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.torch import _ops
+from fastrnn.torch._recorded import is_plain
 
 DTYPES = (torch.float32, torch.float64)
 MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
@@ -26,12 +27,41 @@ def _weights_of(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
     return [getattr(module, name) for name in names]
 
 
+def _states(where: str, mode: str, hx: Any) -> Sequence[Tensor]:
+    """h or h and c, of an hx that was given."""
+    if mode != "LSTM":
+        if isinstance(hx, Tensor):
+            return (hx,)
+        raise TypeError(f"{where}: hx must be one tensor h_0, got {_described(hx)}; pass h_0 itself")
+    if isinstance(hx, (tuple, list)) and len(hx) == 2 and all(isinstance(s, Tensor) for s in hx):
+        return tuple(hx)
+    raise TypeError(
+        f"{where}: hx must be a tuple of two tensors (h_0, c_0), got {_described(hx)}; pass both, or leave hx out to begin "
+        "with zeros"
+    )
+
+
+def _described(hx: Any) -> str:
+    if isinstance(hx, (tuple, list)):
+        return f"a {type(hx).__name__} of {len(hx)} ({', '.join(type(s).__name__ for s in hx)})"
+    return f"a {type(hx).__name__}"
+
+
+def _names_of(states: Sequence[Tensor]) -> Sequence[str]:
+    """What messages call them."""
+    return ("hx",) if len(states) == 1 else ("hx[0]", "hx[1]")[: len(states)]
+
+
 def _require_tensors(
     where: str, names: Sequence[str], weights: Sequence[Tensor], input: Tensor, states: Sequence[Tensor]
 ) -> None:
     """Refuse what the kernels can't read."""
     dtype = weights[0].dtype
-    named = [*zip(names, weights, strict=True), ("input", input), *zip(("hx", "cx"), states, strict=False)]
+    named = [
+        *zip(names, weights, strict=False),
+        ("input", input),
+        *zip(_names_of(states), states, strict=True),
+    ]
     for name, t in named:
         if t.device.type not in ("cpu", "meta"):
             raise RuntimeError(
@@ -68,11 +98,13 @@ class _Recurrent(torch.nn.RNNBase):
         if input.dim() not in (2, 3):
             raise ValueError(f"{self._where()}: input must have 2 or 3 dimensions, got {input.dim()}")
         batched = input.dim() == 3
-        states: Sequence[Tensor] = () if hx is None else tuple(hx) if self.mode == "LSTM" else (hx,)
-        for s in states:
+        states = () if hx is None else _states(self._where(), self.mode, hx)
+        for i, s in enumerate(states):
             if s.dim() != input.dim():
+                axes = "layers * directions, batch, units" if batched else "layers * directions, units"
                 raise RuntimeError(
-                    f"{self._where()}: hx must have as many dimensions as input, {input.dim()}, got {s.dim()}"
+                    f"{self._where()}: {_names_of(states)[i]} must have as many dimensions as input, {input.dim()}, got "
+                    f"{s.dim()}; give it the axes {axes}"
                 )
         if not batched:
             input, states = input.unsqueeze(0), [s.unsqueeze(1) for s in states]
@@ -84,7 +116,7 @@ class _Recurrent(torch.nn.RNNBase):
 
     def _forward_packed(self, input: PackedSequence, hx: Any) -> Any:
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        states: Sequence[Tensor] = () if hx is None else tuple(hx) if self.mode == "LSTM" else (hx,)
+        states = () if hx is None else _states(self._where(), self.mode, hx)
         if data.dim() != 2:
             raise RuntimeError(
                 f"{self._where()}: the data of a PackedSequence must have 2 dimensions, got {data.dim()}"
@@ -108,7 +140,7 @@ class _Recurrent(torch.nn.RNNBase):
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """y and the final states [layers * D, B, H] of x [B, T, I] or [T, B, I]."""
         weights = _weights_of(self, self._flat_weights_names)
-        plain = _ops.is_plain((*weights, x, *states))
+        plain = is_plain((*weights, x, *states))
         if not plain:
             _require_tensors(self._where(), self._flat_weights_names, weights, x, states)
         if x.shape[2] != self.input_size:
@@ -122,15 +154,9 @@ class _Recurrent(torch.nn.RNNBase):
         directions = 2 if self.bidirectional else 1
         layers = self.num_layers
         for i, s in enumerate(states):
-            self.check_hidden_size(
-                s,
-                (
-                    layers * directions,
-                    batch,
-                    self.proj_size if self.proj_size and i == 0 else self.hidden_size,
-                ),
-                f"{self._where()}: Expected hidden[{i}] size {{}}, got {{}}",
-            )
+            units = self.proj_size if self.proj_size and i == 0 else self.hidden_size
+            if s.shape != (layers * directions, batch, units):
+                self._refuse_state(_names_of(states)[i], s, (layers * directions, batch, units))
         mode = "LSTM_PROJECTED" if self.proj_size else self.mode
         if layers == 1:
             y, *finals = _ops.layer(mode, x, mask, states, weights, directions, batch_first, plain)
@@ -163,6 +189,15 @@ class _Recurrent(torch.nn.RNNBase):
                     y = padding.added(torch.dropout(padding.removed(y), self.dropout, True))
             x = y
         return x, [torch.cat(s) for s in zip(*by_layer, strict=True)]
+
+    def _refuse_state(self, name: str, state: Tensor, expected: tuple[int, int, int]) -> NoReturn:
+        given = tuple(state.shape)
+        advice = "leave hx out to begin with zeros"
+        if self.batch_first and given == (expected[1], expected[0], expected[2]):
+            advice = f"batch_first is about the input alone: pass {name}.transpose(0, 1)"
+        raise RuntimeError(
+            f"{self._where()}: {name} must have shape {expected} (layers * directions, batch, units), got {given}; {advice}"
+        )
 
 
 class _Padding:
@@ -222,38 +257,44 @@ class GRU(_Recurrent, torch.nn.GRU):
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _step(
-    cell: torch.nn.RNNCellBase, mode: str, input: Tensor, states: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def _step(cell: torch.nn.RNNCellBase, mode: str, input: Tensor, hx: Any) -> Sequence[Tensor]:
     """The new states of a cell for input [B, I] or [I]."""
+    states = () if hx is None else _states(f"fastrnn.torch.{type(cell).__name__}", mode, hx)
+    weights = _weights_of(cell, CELL_WEIGHTS if cell.bias else CELL_WEIGHTS[:2])
+    plain = is_plain((*weights, input, *states))
+    shape = input.shape
+    fits = len(shape) in (1, 2) and shape[-1] == cell.input_size
+    if states:
+        expected = (*shape[:-1], cell.hidden_size)
+        fits = fits and all(s.shape == expected for s in states)
+    if not (plain and fits):
+        _require_step(cell, weights, input, states)
+    if len(shape) == 1:
+        input, states = input.unsqueeze(0), [s.unsqueeze(0) for s in states]
+    new = _ops.step(mode, input, states, weights, plain)
+    return [s[0] for s in new] if len(shape) == 1 else new
+
+
+def _require_step(
+    cell: torch.nn.RNNCellBase, weights: Sequence[Tensor], input: Tensor, states: Sequence[Tensor]
+) -> None:
+    """Refuse what does not fit a cell."""
     where = f"fastrnn.torch.{type(cell).__name__}"
     if input.dim() not in (1, 2):
         raise ValueError(f"{where}: input must have 1 or 2 dimensions, got {input.dim()}")
-    for s in states:
-        if s.dim() != input.dim():
-            raise ValueError(
-                f"{where}: hx must have as many dimensions as input, {input.dim()}, got {s.dim()}"
-            )
-    batched = input.dim() == 2
-    names = CELL_WEIGHTS if cell.bias else CELL_WEIGHTS[:2]
-    weights = _weights_of(cell, names)
-    plain = _ops.is_plain((*weights, input, *states))
-    if not plain:
-        _require_tensors(where, CELL_WEIGHTS, weights, input, states)
+    _require_tensors(where, CELL_WEIGHTS, weights, input, states)
     if input.shape[-1] != cell.input_size:
         raise RuntimeError(
             f"{where}: input has inconsistent input_size: got {input.shape[-1]} expected {cell.input_size}"
         )
-    expected = (len(input), cell.hidden_size) if batched else (cell.hidden_size,)
-    for s in states:
+    expected = (*input.shape[:-1], cell.hidden_size)
+    meaning = "batch, hidden_size" if input.dim() == 2 else "hidden_size"
+    for name, s in zip(_names_of(states), states, strict=True):
         if s.shape != expected:
-            raise RuntimeError(f"{where}: hx must have shape {expected}, got {tuple(s.shape)}")
-    if plain and batched and not torch.is_grad_enabled():
-        return _ops.step(mode, input, states, weights)
-    x = input.unsqueeze(1) if batched else input.view(1, 1, -1)
-    of_layer = [s.unsqueeze(0) if batched else s.view(1, 1, -1) for s in states]
-    _, *new = _ops.layer(mode, x, None, of_layer, weights, 1, True, plain)
-    return tuple(s[0] if batched else s[0, 0] for s in new)
+            raise RuntimeError(
+                f"{where}: {name} must have shape {expected} ({meaning}) to go with input of shape "
+                f"{tuple(input.shape)}, got {tuple(s.shape)}; leave hx out to begin with zeros"
+            )
 
 
 class RNNCell(torch.nn.RNNCell):
@@ -268,7 +309,7 @@ class RNNCell(torch.nn.RNNCell):
         """Runs one step; arguments and results are torch.nn's."""
         if self.nonlinearity not in MODES:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return _step(self, MODES[self.nonlinearity], input, () if hx is None else (hx,))[0]
+        return _step(self, MODES[self.nonlinearity], input, hx)[0]
 
 
 class LSTMCell(torch.nn.LSTMCell):
@@ -282,7 +323,7 @@ class LSTMCell(torch.nn.LSTMCell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Runs one step; arguments and results are torch.nn's."""
-        h, c = _step(self, "LSTM", input, () if hx is None else tuple(hx))
+        h, c = _step(self, "LSTM", input, hx)
         return h, c
 
 
@@ -296,7 +337,7 @@ class GRUCell(torch.nn.GRUCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs one step; arguments and results are torch.nn's."""
-        return _step(self, "GRU", input, () if hx is None else (hx,))[0]
+        return _step(self, "GRU", input, hx)[0]
 
 
 for _module in (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell):

@@ -10,26 +10,35 @@ What all functions take, in PyTorch's terms (B batch, T time, I inputs, H units,
 
 With a projection, h and the outputs have proj_size columns instead of H.
 
-`layer` is what the modules call. For plain tensors it goes straight to the kernels; for all that watches operators (the
-compiler, export, tracing, tensor subclasses, dispatch modes) through `torch.ops.fastrnn.layer`, which takes some ten
-microseconds more. Both end in the same two functions, `_forward` and `_backward`, the only ones that know NumPy.
+`layer` is what the modules call, and `step` what cells call. For plain tensors they go straight to the kernels, recorded by
+`_recorded.record` if there are gradients; for all that watches operators (the compiler, export, tracing, tensor subclasses,
+dispatch modes) `layer` goes through `torch.ops.fastrnn.layer`, which takes some ten microseconds more. Both end in the same
+two functions, `_forward` and `_backward`. Arrays are between tensors and the kernels alone.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from fastrnn import activations, functional
+from fastrnn import _core, activations, functional, runtime
 from fastrnn.functional import Array, Weights
 from fastrnn.torch import _steps
+from fastrnn.torch._recorded import (
+    TENSORS_ARE_READ,
+    array_of,
+    arrays_of,
+    no_jvp,
+    one_by_one,
+    record,
+    record_any,
+)
 
-Parameter = torch.nn.Parameter
 Codes = list[tuple[int, float, float, float]]
 
 
@@ -69,44 +78,48 @@ CELLS = {
 
 
 def _prepared(mode: str, weights: Sequence[Tensor]) -> Weights:
-    """The weights of one direction for the kernels, which see the matrices where they are, transposed."""
-    cell = CELLS[mode]
-    kernel, recurrent, *biases = [w.numpy() for w in weights]
-    bias = projection = None
-    if mode == "LSTM_PROJECTED":
-        projection = biases.pop().T
-    if mode == "GRU":
-        kernel, recurrent = _swapped(kernel), _swapped(recurrent)
-        if biases:
-            bias = _swapped_rows(np.concatenate(biases))
-    elif biases:
-        bias = biases[0] + biases[1]
-    return Weights(
-        cell.name,
-        kernel.T,
-        recurrent.T,
-        bias,
-        projection=projection,
-        activations=cell.activations,
-        name=cell.where,
+    """The weights of one direction for the kernels, which see the matrices where they are, but for a GRU's, transposed."""
+    name, where, codes, *_ = CELLS[mode]
+    return _core.torch_weights(
+        name, weights if TENSORS_ARE_READ else [w.numpy() for w in weights], codes, where
     )
-
-
-_SWAPPED = np.array([1, 0, 2])
-
-
-def _swapped(w: Array) -> Array:
-    """The rows of a GRU's gates in the kernels' order z r n, of r z n; and the other way round."""
-    return w.reshape(3, -1).take(_SWAPPED, 0).reshape(w.shape)
-
-
-def _swapped_rows(b: Array) -> Array:
-    """The same within each of the two halves, or rows, of b; [2, 3H]."""
-    return b.reshape(2, 3, -1).take(_SWAPPED, 1).reshape(2, -1)
 
 
 def _batch_first(array: Array, batch_first: bool) -> Array:
     return array if batch_first else array.transpose(1, 0, 2)
+
+
+def _kernels(
+    weights: Weights,
+    x: Array,
+    states: list[Array] | None,
+    mask: Tensor | None,
+    training: bool,
+    direction: int = 0,
+    out: Array | None = None,
+) -> tuple[tuple[Array, ...], Any]:
+    """The final states and the tape if `training`, of x [B, T, I]; `functional.run` without its checks, for short calls.
+
+    The outputs of all steps go to `out`.
+    """
+    _, finals, tape = _core.forward(
+        weights,
+        x,
+        states,
+        out is not None,
+        True,
+        direction == 1,
+        training,
+        None if mask is None else array_of(mask),
+        True,
+        None,
+        None,
+        None,
+        None,
+        out,
+        runtime.limit.threads,
+    )
+    return finals, tape
 
 
 def _forward(
@@ -118,118 +131,138 @@ def _forward(
     directions: int,
     batch_first: bool,
     training: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Weights]]:
-    """[y, h, (c)], the tapes of the directions if `training`, and the prepared weights."""
-    x_array, units = x.numpy(), weights[1].shape[1]
+) -> tuple[list[Tensor], list[Any]]:
+    """[y, h, (c)], and of each direction the tape if `training`."""
+    units = weights[1].shape[1]
+    x_array = array_of(x)
     y_array = np.empty((x_array.shape[0], x_array.shape[1], directions * units), x_array.dtype)
     y = torch.from_numpy(y_array)
     if not batch_first:
         x_array, y_array = x_array.transpose(1, 0, 2), y_array.transpose(1, 0, 2)
-    mask_array = None if mask is None else mask.numpy()
-    run: Any = functional.run_forward if training else functional.run
     n = len(weights) // directions
-    finals, tapes, all_prepared = [], [], []
+    finals, tapes = [], []
     for d in range(directions):
-        prepared = _prepared(mode, weights if directions == 1 else weights[n * d : n * (d + 1)])
         out = y_array
         if directions == 2:  # the kernels write in the order in which they compute
             out = y_array[:, ::-1, units:] if d else y_array[:, :, :units]
-        outputs = run(
-            prepared,
-            x_array,
-            initial_state=[s[d].numpy() for s in states] if states else None,
-            mask=mask_array,
-            zero_output_for_mask=True,
-            return_sequences=True,
-            return_state=True,
-            go_backwards=d == 1,
-            out=out,
-        )
-        if training:
-            outputs, tape = outputs
-            tapes.append(torch.from_numpy(tape.saved))
-        finals.append(outputs)
-        all_prepared.append(prepared)
+        prepared = _prepared(mode, weights[n * d : n * (d + 1)])
+        initial = [array_of(s)[d] for s in states] if states else None
+        final, tape = _kernels(prepared, x_array, initial, mask, training, d, out)
+        finals.append(final)
+        tapes.append(tape)
     if directions == 1:
-        results = [y, *[torch.from_numpy(s[None]) for s in finals[0][1:]]]
-    else:
-        results = [
-            y,
-            *[torch.from_numpy(np.stack(pair)) for pair in zip(finals[0][1:], finals[1][1:], strict=True)],
-        ]
-    return results, tapes, all_prepared
+        return [y, *[torch.from_numpy(s[None]) for s in finals[0]]], tapes
+    return [y, *[torch.from_numpy(np.stack(pair)) for pair in zip(*finals, strict=True)]], tapes
 
 
-def _backward(
+def _restored(
     mode: str,
-    gradients: Sequence[Tensor | None],
     x: Tensor,
     mask: Tensor | None,
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
     directions: int,
     batch_first: bool,
-    tapes: Sequence[Tensor],
-    prepared: Sequence[Weights] | None = None,
-) -> list[Tensor]:
-    """The gradients of x, of every state of the cell, and of each direction's w_ih, w_hh, bias and w_hr.
-
-    A bias' gradient is that of both b_ih and b_hh; of a GRU [2, 3H], their rows.
-    """
+    saved: Sequence[Tensor],
+) -> list[functional.Tape]:
+    """The tapes of a forward pass, of their arrays."""
     n = len(weights) // directions
-    units = weights[1].shape[1]
-    x_array = _batch_first(x.numpy(), batch_first)
-    given = [None if g is None else g.numpy() for g in gradients]
-    dy = None if given[0] is None else _batch_first(given[0], batch_first)
-    mask_array = None if mask is None else mask.numpy()
-    dx: Tensor | None = None
-    dweights: list[Tensor] = []
-    dstates = []
-    for d in range(directions):
-        w = prepared[d] if prepared else _prepared(mode, weights[n * d : n * (d + 1)])
-        tape = functional.restore_tape(
-            w,
-            tapes[d].numpy(),
-            x_array,
-            [s[d].numpy() for s in states] if states else None,
-            mask=mask_array,
+    return [
+        functional.restore_tape(
+            _prepared(mode, weights[n * d : n * (d + 1)]),
+            array_of(saved[d]),
+            _batch_first(array_of(x), batch_first),
+            [array_of(s)[d] for s in states] if states else None,
+            mask=None if mask is None else array_of(mask),
             zero_output_for_mask=True,
             return_sequences=True,
             return_state=True,
             go_backwards=d == 1,
         )
-        dy_of = dy
-        if directions == 2 and dy is not None:
-            dy_of = dy[:, ::-1, units:] if d else dy[:, :, :units]
-        found = functional.run_backward([dy_of, *[None if g is None else g[d] for g in given[1:]]], tape)
-        dx_of = torch.from_numpy(found.x)
-        dx = dx_of if dx is None else dx.add_(dx_of)
-        dstates.append(found.initial_state)
-        dkernel, drecurrent, *dbias = found.weights  # and the projection's
-        if mode == "GRU":
-            dweights += [_swapped_gradient(dkernel), _swapped_gradient(drecurrent)]
-            dweights += [torch.from_numpy(_swapped_rows(b)) for b in dbias]
-        else:
-            dweights += [torch.from_numpy(dkernel).t(), torch.from_numpy(drecurrent).t()]
-            dweights += [torch.from_numpy(b) if b.ndim == 1 else torch.from_numpy(b).t() for b in dbias]
-    assert dx is not None
-    by_state = zip(*dstates, strict=True)
-    return [
-        dx if batch_first else dx.transpose(0, 1),
-        *[torch.from_numpy(np.stack(s) if directions == 2 else s[0][None]) for s in by_state],
-        *dweights,
+        for d in range(directions)
     ]
 
 
-def _swapped_gradient(dkernel: Array) -> Tensor:
-    """[3H, I], rows r z n, of [I, 3H], columns z r n."""
-    of_zrn = torch.from_numpy(dkernel).t()
-    units = len(of_zrn) // 3
-    new = torch.empty(of_zrn.shape, dtype=of_zrn.dtype, device="cpu")
-    new[:units] = of_zrn[units : 2 * units]
-    new[units : 2 * units] = of_zrn[:units]
-    new[2 * units :] = of_zrn[2 * units :]
-    return new
+def _backward(
+    mode: str,
+    gradients: Sequence[Tensor | None],
+    batch_first: bool,
+    tapes: Sequence[functional.Tape],
+    rows: bool = False,
+) -> list[Tensor]:
+    """The gradients of x, of every state of the cell, and of each direction's w_ih, w_hh, bias and w_hr.
+
+    A bias' gradient is that of both b_ih and b_hh; of a GRU [2, 3H], their rows. `rows`: see `_gradients_of_weights`.
+    """
+    given = [None if g is None else array_of(g) for g in gradients]
+    dy = None if given[0] is None else _batch_first(given[0], batch_first)
+    units = tapes[0].weights.outputs
+    dx: Tensor | None = None
+    dweights: list[Tensor] = []
+    dstates = []
+    for d, tape in enumerate(tapes):
+        dy_of = dy
+        if len(tapes) == 2 and dy is not None:
+            dy_of = dy[:, ::-1, units:] if d else dy[:, :, :units]
+        of_outputs = [dy_of, *[None if g is None else g[d] for g in given[1:]]]
+        dx_array, of_weights, of_states = _core.backward(of_outputs, tape, runtime.limit.threads)
+        dx_of = torch.from_numpy(_batch_first(dx_array, batch_first))
+        dx = dx_of if dx is None else dx.add_(dx_of)
+        dstates.append(of_states)
+        dweights += _gradients_of_weights(mode, of_weights, rows)
+    assert dx is not None
+    if len(tapes) == 1:
+        return [dx, *[torch.from_numpy(s[None]) for s in dstates[0]], *dweights]
+    return [dx, *[torch.from_numpy(np.stack(s)) for s in zip(*dstates, strict=True)], *dweights]
+
+
+def _gradients_of_weights(mode: str, found: Sequence[Array], rows: bool) -> list[Tensor]:
+    """Those of w_ih, w_hh, bias and w_hr, of the kernels' gradients of the kernels, bias and projection.
+
+    `rows`: those of matrices that are not large lie row by row, as PyTorch's parameters do. PyTorch then takes them for
+    `.grad` as they are; others it copies, which for large ones it does faster than NumPy.
+    """
+    if mode == "GRU":
+        for columns in found:
+            _swap_gates(columns)
+    tensors: list[Tensor] = []
+    for a in found:
+        if a.ndim == 2 and (mode != "GRU" or len(tensors) < 2):
+            a = a.T.copy() if rows and a.size <= _FEW else a.T
+        tensors.append(torch.from_numpy(a))
+    return tensors
+
+
+_FEW = 128 * 128
+
+
+def _swap_gates(columns: Array) -> None:
+    """Bring columns z r n into the order r z n, in place."""
+    units = columns.shape[-1] // 3
+    z = columns[:, :units].copy()
+    columns[:, :units] = columns[:, units : 2 * units]
+    columns[:, units : 2 * units] = z
+
+
+def _step(
+    mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[list[Tensor], functional.Tape]:
+    """The new states [B, H] of a cell, for x [B, I] and states [B, H], and the tape of this step."""
+    given = [array_of(s) for s in states] if states else None
+    new, tape = _kernels(_prepared(mode, weights), array_of(x)[:, None], given, None, True)
+    return [torch.from_numpy(s) for s in new], tape
+
+
+def _step_backward(
+    mode: str, gradients: Sequence[Tensor | None], tape: functional.Tape, with_states: bool
+) -> list[Tensor]:
+    """The gradients of what `_step` was given, without those of the states if it was given none."""
+    given = [None, *[None if g is None else array_of(g) for g in gradients]]
+    dx, dweights, dstates = _core.backward(given, tape, runtime.limit.threads)
+    found = [torch.from_numpy(dx[:, 0])]
+    if with_states:
+        found += [torch.from_numpy(s) for s in dstates]
+    return found + _as_parameters(mode, _gradients_of_weights(mode, dweights, True), 1)
 
 
 # ---- Operators
@@ -253,27 +286,38 @@ torch.library.define(
 _OPS: Any = torch.ops.fastrnn
 
 
+def _resolved(given: Any) -> Any:
+    """Arguments without tensors negated lazily or standing for zeros, which the dispatcher leaves among optional ones."""
+    if isinstance(given, Tensor):
+        return given.clone() if given._is_zerotensor() else given.resolve_neg()
+    return [_resolved(g) for g in given] if isinstance(given, (list, tuple)) else given
+
+
 @torch.library.impl("fastrnn::layer", "CPU")
 @torch.no_grad()
-def _layer_cpu(*args: Any) -> list[Tensor]:
+def _layer_cpu(*given: Any) -> list[Tensor]:
     forward: Any = _forward
+    args = _resolved(given)
     results: list[Tensor] = forward(*args, training=False)[0]
     return results
 
 
 @torch.library.impl("fastrnn::layer_with_tape", "CPU")
 @torch.no_grad()
-def _layer_with_tape_cpu(*args: Any) -> list[Tensor]:
+def _layer_with_tape_cpu(*given: Any) -> list[Tensor]:
     forward: Any = _forward
-    outputs, tapes, _ = forward(*args, training=True)
-    results: list[Tensor] = outputs + tapes
+    args = _resolved(given)
+    outputs, tapes = forward(*args, training=True)
+    results: list[Tensor] = outputs + arrays_of(tapes)
     return results
 
 
 @torch.library.impl("fastrnn::layer_backward", "CPU")
 @torch.no_grad()
-def _layer_backward_cpu(*args: Any) -> list[Tensor]:
-    return _backward(*args)
+def _layer_backward_cpu(*given: Any) -> list[Tensor]:
+    mode, gradients, *args = _resolved(given)
+    *_, batch_first, _ = args
+    return _backward(mode, gradients, batch_first, _restored(mode, *args))
 
 
 @torch.library.register_fake("fastrnn::layer")
@@ -339,9 +383,7 @@ def _layer_backward_fake(
     for d in range(directions):
         for w in weights[n * d : n * d + 2]:
             rows, columns = w.shape
-            dweights.append(
-                x.new_empty((rows, columns)) if mode == "GRU" else x.new_empty((columns, rows)).t()
-            )
+            dweights.append(x.new_empty((columns, rows)).t())
         if n > 3:
             rows = weights[0].shape[0]
             dweights.append(x.new_empty((2, rows) if mode == "GRU" else (rows,)))
@@ -354,128 +396,94 @@ def _layer_backward_fake(
 # ---- Gradients
 
 
-def is_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether the kernels can read these tensors where they are, and nothing watches the operators called on them."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
-        return False
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        _no_jvp(None)
-    dtype = tensors[0].dtype
-    if dtype is not torch.float32 and dtype is not torch.float64:
-        return False
-    for t in tensors:
-        kind = type(t)
-        if kind is not Tensor and kind is not Parameter:
-            return False
-        if t.dtype is not dtype or not t.is_cpu or t.layout is not torch.strided or t.is_neg():
-            return False
-    return True
+class _LayerCall:
+    """`layer`, to be recorded, with its arguments that are no tensors. The tensors: x, *states, *weights, mask."""
 
+    def __init__(self, mode: str, directions: int, batch_first: bool, n_states: int) -> None:
+        self.mode, self.directions, self.batch_first, self.n_states = mode, directions, batch_first, n_states
+        self.outputs = 1 + CELLS[mode].states
 
-def _one_by_one(function: Any, info: Any, in_dims: Sequence[Any], args: Sequence[Any]) -> Any:
-    """vmap, as a loop."""
-    results = [
-        function.apply(
-            *(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True))
-        )
-        for i in range(info.batch_size)
-    ]
-    return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+    def arguments(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
+        """Of the operators, in their order."""
+        n = 1 + self.n_states
+        states, weights = tensors[1:n], tensors[n:-1]
+        return self.mode, tensors[0], tensors[-1], states, weights, self.directions, self.batch_first
 
+    def forward(self, tensors: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
+        forward: Any = _forward
+        found: tuple[list[Tensor], list[Any]] = forward(*self.arguments(tensors), training=True)
+        return found
 
-def _no_jvp(ctx: Any, *tangents: Any) -> Any:
-    raise NotImplementedError(
-        "fastrnn.torch: gradients must be taken in reverse mode, got a call of forward mode (torch.func.jvp, jacfwd, "
-        "torch.autograd.forward_ad), which fastrnn's kernels don't have; use vjp, jacrev, or torch.nn's module"
-    )
+    def with_arrays(self, tensors: Sequence[Any]) -> list[Tensor]:
+        found: list[Tensor] = _OPS.layer_with_tape(*self.arguments(tensors))
+        return found
 
+    def backward(self, gradients: Sequence[Tensor | None], tapes: list[Any]) -> list[Tensor | None]:
+        return self._assigned(_backward(self.mode, gradients, self.batch_first, tapes, True))
 
-class _Layer(torch.autograd.Function):
-    """[y, h, (c), *tapes] of mode, mask, directions, batch_first, the number of states, x, *states, *weights."""
+    def _assigned(self, found: Sequence[Tensor]) -> list[Tensor | None]:
+        """What `_backward` returns, to each tensor its gradient."""
+        n = self.outputs
+        of_states = found[1:n] if self.n_states else ()
+        return [found[0], *of_states, *_as_parameters(self.mode, found[n:], self.directions), None]
 
-    @staticmethod
-    def forward(
-        mode: str, mask: Tensor | None, directions: int, batch_first: bool, n: int, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        args = (mode, tensors[0], mask, tensors[1 : 1 + n], tensors[1 + n :], directions, batch_first)
-        return tuple(_OPS.layer_with_tape(*args))
+    def restored(self, tensors: Sequence[Any], saved: Sequence[Tensor]) -> list[Any]:
+        restored: Any = _restored
+        tapes: list[Any] = restored(*self.arguments(tensors), saved)
+        return tapes
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        mode, mask, directions, batch_first, n, *tensors = inputs
-        tapes = output[1 + CELLS[mode].states :]
-        ctx.mark_non_differentiable(*tapes)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mask, *tensors, *tapes)
-        ctx.arguments = (mode, directions, batch_first, n, len(tensors) - 1 - n)
-        ctx.prepared = None
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        return _gradients_of_layer(ctx, gradients)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _one_by_one(_Layer, info, in_dims, args)
-
-    jvp = staticmethod(_no_jvp)
-
-
-class _PlainLayer(torch.autograd.Function):
-    """`_Layer` for plain tensors, without tapes in its results: with less around the kernels, and weights packed once."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, mode: str, mask: Tensor | None, directions: int, batch_first: bool, n: int, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        outputs, tapes, ctx.prepared = _forward(
-            mode, tensors[0], mask, tensors[1 : 1 + n], tensors[1 + n :], directions, batch_first, True
-        )
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mask, *tensors, *tapes)
-        ctx.arguments = (mode, directions, batch_first, n, len(tensors) - 1 - n)
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        return _gradients_of_layer(ctx, gradients)
-
-    jvp = staticmethod(_no_jvp)
-
-
-def _gradients_of_layer(ctx: Any, gradients: Sequence[Tensor | None]) -> Any:
-    mode, directions, batch_first, n_states, n_weights = ctx.arguments
-    mask, *tensors = ctx.saved_tensors
-    states = CELLS[mode].states
-    given = gradients[: 1 + states]
-    found: Sequence[Tensor]
-    if not torch.is_grad_enabled() and is_plain([*tensors, *(g for g in given if g is not None)]):
-        _, x, of_states, weights, tapes = _parted(mode, n_states, n_weights, (*given, *tensors))
-        prepared, ctx.prepared = ctx.prepared, None  # a loss that is kept keeps this context
-        found = _backward(mode, given, x, mask, of_states, weights, directions, batch_first, tapes, prepared)
-    else:
+    def differentiable(
+        self, gradients: Sequence[Tensor | None], tensors: Sequence[Any], saved: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        *tensors, mask = tensors
+        n = (self.n_states, len(tensors) - 1 - self.n_states)
         found = _LayerBackward.apply(
-            mode, mask, directions, batch_first, n_states, n_weights, *given, *tensors
+            self.mode, mask, self.directions, self.batch_first, *n, *gradients, *tensors, *saved
         )
-    dstates = found[1 : 1 + states] if n_states else ()
-    return (None,) * 5 + (
-        found[0],
-        *dstates,
-        *_as_parameters(mode, found[1 + states :], n_weights, directions),
-    )
+        return self._assigned(found)
 
 
-def _as_parameters(mode: str, dweights: Sequence[Tensor], n_weights: int, directions: int) -> list[Tensor]:
+class _StepCall:
+    """One step of a cell, to be recorded. The tensors: x [B, I], *states [B, H], *weights; the outputs: the new states."""
+
+    def __init__(self, mode: str, n_states: int) -> None:
+        self.layer = _LayerCall(mode, 1, True, n_states)
+
+    def forward(self, tensors: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
+        n = 1 + self.layer.n_states
+        new, tape = _step(self.layer.mode, tensors[0], tensors[1:n], tensors[n:])
+        return new, [tape]
+
+    def backward(self, gradients: Sequence[Tensor | None], tapes: list[Any]) -> Sequence[Tensor | None]:
+        return _step_backward(self.layer.mode, gradients, tapes[0], self.layer.n_states > 0)
+
+    def _of_layer(self, tensors: Sequence[Any]) -> list[Any]:
+        n = 1 + self.layer.n_states
+        return [tensors[0].unsqueeze(1), *[s.unsqueeze(0) for s in tensors[1:n]], *tensors[n:], None]
+
+    def restored(self, tensors: Sequence[Any], saved: Sequence[Tensor]) -> list[Any]:
+        return self.layer.restored(self._of_layer(tensors), saved)
+
+    def differentiable(
+        self, gradients: Sequence[Tensor | None], tensors: Sequence[Any], saved: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        of_layer = [None, *[None if g is None else g.unsqueeze(0) for g in gradients]]
+        found: list[Any] = self.layer.differentiable(of_layer, self._of_layer(tensors), saved)
+        n = 1 + self.layer.n_states
+        return [found[0].squeeze(1), *[s.squeeze(0) for s in found[1:n]], *found[n:-1]]
+
+
+_layer_call, _step_call = functools.cache(_LayerCall), functools.cache(_StepCall)
+
+
+def _as_parameters(mode: str, dweights: Sequence[Tensor], directions: int) -> list[Tensor]:
     """What `_backward` has of the weights, one for each parameter."""
-    if n_weights <= 3 * directions:  # there are no biases
-        return list(dweights)
-    found: list[Tensor] = []
     n = len(dweights) // directions
+    if n == (3 if mode == "LSTM_PROJECTED" else 2):  # there are no biases
+        return list(dweights)
+    if directions == 1 and n == 3 and mode != "GRU":
+        return [*dweights, dweights[2]]
+    found: list[Tensor] = []
     for d in range(directions):
         dkernel, drecurrent, dbias, *rest = dweights[n * d : n * (d + 1)]
         found += [dkernel, drecurrent, *(dbias.unbind() if mode == "GRU" else (dbias, dbias)), *rest]
@@ -549,9 +557,9 @@ class _LayerBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _one_by_one(_LayerBackward, info, in_dims, args)
+        return one_by_one(_LayerBackward, info, in_dims, args)
 
-    jvp = staticmethod(_no_jvp)
+    jvp = staticmethod(no_jvp)
 
 
 def _parted(mode: str, n_states: int, n_weights: int, tensors: Sequence[Any]) -> tuple[Any, ...]:
@@ -595,14 +603,30 @@ def _of_parameters(
 
 
 def _requires_grad(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def _recorded(
+    mode: str,
+    x: Tensor,
+    mask: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    directions: int,
+    batch_first: bool,
+) -> list[Tensor]:
+    return record_any(_layer_call(mode, directions, batch_first, len(states)), (x, *states, *weights, mask))
 
 
 @torch.library.impl("fastrnn::layer", "Autograd")
 def _layer_autograd(*args: Any) -> list[Tensor]:
     mode, x, mask, states, weights, directions, batch_first = args
     if _requires_grad((x, *states, *weights)):
-        return _recorded(mode, mask, directions, batch_first, states, (x, *states, *weights))
+        return _recorded(mode, x, mask, states, weights, directions, batch_first)
     with torch._C._AutoDispatchBelowAutograd():
         return list(_OPS.layer(*args))
 
@@ -618,26 +642,23 @@ def _layer_backward_autograd(*args: Any) -> list[Tensor]:
         return list(_OPS.layer_backward(*args))
 
 
-def _recorded(
-    mode: str,
-    mask: Tensor | None,
-    directions: int,
-    batch_first: bool,
-    states: Sequence[Tensor],
-    tensors: Sequence[Tensor],
-) -> list[Tensor]:
-    found = _Layer.apply(mode, mask, directions, batch_first, len(states), *tensors)
-    return list(found[: 1 + CELLS[mode].states])
-
-
 # ---- What modules call
 
 
-def step(mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The new states [B, H] for x and states of one step, [B, I] and [B, H]; all plain, and without gradients."""
-    given = [s.numpy() for s in states]
-    _, new = functional.run_step(_prepared(mode, weights), x.numpy(), given or None)
-    return tuple(torch.from_numpy(s) for s in new)
+def step(
+    mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], plain: bool
+) -> Sequence[Tensor]:
+    """The new states [B, H] for x [B, I] and states [B, H] of one step; `plain`: what `is_plain` says of all."""
+    if not plain:
+        of_layer = [s.unsqueeze(0) for s in states]
+        _, *new = layer(mode, x.unsqueeze(1), None, of_layer, weights, 1, True, False)
+        return [s[0] for s in new]
+    tensors = (x, *states, *weights)
+    if _requires_grad(tensors):
+        return record(_step_call(mode, len(states)), tensors)
+    given = [array_of(s) for s in states] if states else None
+    _, new_arrays = functional.run_step(_prepared(mode, weights), array_of(x), given)
+    return [torch.from_numpy(s) for s in new_arrays]
 
 
 def layer(
@@ -655,15 +676,10 @@ def layer(
     `plain`: what `is_plain` says of all tensors but the mask, which is one if they are.
     """
     if plain:
-        if torch.is_grad_enabled():
-            tensors = (x, *states, *weights)
-            for t in tensors:
-                if t.requires_grad:
-                    found: Sequence[Tensor] = _PlainLayer.apply(
-                        mode, mask, directions, batch_first, len(states), *tensors
-                    )
-                    return found
+        if _requires_grad((x, *states, *weights)):
+            call = _layer_call(mode, directions, batch_first, len(states))
+            return record(call, (x, *states, *weights, mask))
         return _forward(mode, x, mask, states, weights, directions, batch_first, False)[0]
     if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
-        return _recorded(mode, mask, directions, batch_first, states, (x, *states, *weights))
+        return _recorded(mode, x, mask, states, weights, directions, batch_first)
     return list(_OPS.layer(mode, x, mask, states, weights, directions, batch_first))

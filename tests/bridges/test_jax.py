@@ -646,11 +646,10 @@ def test_flax_modules_hold_the_weights():
 
     class LSTM(nnx.Module):
         def __init__(self, features: int, units: int, *, rngs: nnx.Rngs):
-            shapes = [(features, 4 * units), (units, 4 * units), (4 * units,)]
-            self.weights = nnx.List(nnx.Param(0.1 * jax.random.normal(rngs.params(), s)) for s in shapes)
+            self.weights = nnx.Param(bridge.initializer("lstm", units)(rngs.params(), features))
 
         def __call__(self, x):
-            return bridge.lstm(x, *(w[...] for w in self.weights))
+            return bridge.lstm(x, **self.weights.get_value())
 
     with jax.enable_x64(False):
         model = LSTM(4, 6, rngs=nnx.Rngs(0))
@@ -658,11 +657,11 @@ def test_flax_modules_hold_the_weights():
         before = calls("lstm", "backward")
         gradients = nnx.jit(nnx.grad(lambda model: model(x).sum()))(model)
         assert calls("lstm", "backward") == before + 1
-        expected = jax.grad(lambda w: plain_lstm(x, *w).sum())([w[...] for w in model.weights])
-        assert_close(jax.tree.leaves(gradients), expected, 1e-4)
+        expected = jax.grad(lambda w: plain_lstm(x, **w).sum())(model.weights.get_value())
+        assert_close(gradients["weights"].get_value(), expected, 1e-4)
 
 
-def test_linen_modules_hold_the_weights():
+def test_a_linen_module_takes_three_lines():
     linen = pytest.importorskip("flax.linen", reason="runs in Flax, which is not installed")
 
     class LSTM(linen.Module):
@@ -670,17 +669,60 @@ def test_linen_modules_hold_the_weights():
 
         @linen.compact
         def __call__(self, x):
-            shapes = [(x.shape[-1], 4 * self.units), (self.units, 4 * self.units)]
-            W, U = (self.param(n, linen.initializers.normal(), s) for n, s in zip("WU", shapes, strict=True))
-            return bridge.lstm(x, W, U)
+            weights = self.param("lstm", bridge.initializer("lstm", self.units), x.shape[-1])
+            return bridge.lstm(x, **weights)
 
     with jax.enable_x64(False):
         x = jnp.ones((3, 5, 4))
         model = LSTM(6)
-        variables = model.init(jax.random.key(0), x)
-        assert model.apply(variables, x).shape == (3, 6)
-        gradients = jax.grad(lambda v: model.apply(v, x).sum())(variables)
-        assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, variables)
+        variables = jax.jit(model.init)(jax.random.key(0), x)
+        assert jax.tree.map(jnp.shape, variables) == {
+            "params": {"lstm": {"bias": (24,), "kernel": (4, 24), "recurrent_kernel": (6, 24)}}
+        }
+        before = calls("lstm", "backward")
+        gradients = jax.jit(jax.grad(lambda v: model.apply(v, x).sum()))(variables)
+        assert calls("lstm", "backward") == before + 1
+        weights = variables["params"]["lstm"]
+        expected = jax.grad(lambda w: plain_lstm(x, **w).sum())(weights)
+        assert_close(gradients["params"]["lstm"], expected, 1e-4)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize(
+    ("function", "layer", "options"),
+    [
+        ("simple_rnn", fastrnn.SimpleRNN, {}),
+        ("indrnn", fastrnn.IndRNN, {}),
+        ("lstm", fastrnn.LSTM, {}),
+        ("gru", fastrnn.GRU, {}),
+        ("gru", fastrnn.GRU, {"reset_after": False}),
+    ],
+)
+def test_drawn_weights_are_those_of_the_layer_but_for_their_numbers(function, layer, options, use_bias):
+    draw = bridge.initializer(function, 6, use_bias=use_bias, dtype="float64", **options)
+    weights = draw(jax.random.key(0), 4)
+    layer = layer(6, use_bias=use_bias, dtype="float64", **options)
+    layer.build((None, None, 4))
+    drawn = list(weights.values())
+    assert [w.shape for w in drawn] == [w.shape for w in layer.weights]
+    kernel, recurrent_kernel = drawn[:2]
+    assert 0.5 < np.std(kernel) / np.std(layer.weights[0]) < 2
+    if function == "indrnn":
+        np.testing.assert_array_equal(recurrent_kernel, layer.weights[1])
+    else:
+        np.testing.assert_allclose(recurrent_kernel @ recurrent_kernel.T, np.eye(6), atol=1e-6)
+    if use_bias:
+        np.testing.assert_array_equal(drawn[2], layer.weights[2])
+    assert not jnp.array_equal(kernel, draw(jax.random.key(1), 4)["kernel"])
+    result = getattr(bridge, function)(jnp.ones((3, 5, 4)), **weights, **options)
+    assert result.shape == (3, 6) and jnp.isfinite(result).all()
+
+
+def test_an_initializer_of_no_function_is_refused():
+    with pytest.raises(ValueError, match=r"initializer: function must be one of simple_rnn, .*got 'rnn'"):
+        bridge.initializer("rnn", 6)
+    with pytest.raises(ValueError, match="units must be at least 1, got 0"):
+        bridge.initializer("lstm", 0)
 
 
 # ---- Several devices

@@ -588,6 +588,28 @@ def test_second_derivatives_are_refused():
 
 
 @on_torch
+@pytest.mark.parametrize("masked", [False, True])
+def test_transforms_of_functions_work_on_torch(masked):
+    import torch
+
+    layer, x = fast.LSTM(4, return_state=True), torch.randn(2, 5, 3)
+    mask = torch.arange(5) < torch.tensor([3, 5])[:, None] if masked else None
+    layer.build(x.shape)
+
+    def loss(x):
+        return sum(y.pow(2).sum() for y in layer(x, mask=mask))
+
+    (expected,) = torch.autograd.grad(loss(x.requires_grad_()), x)
+    before = fastrnn.kernel_calls()["lstm"]
+    actual = torch.func.grad(loss)(x)
+    after = fastrnn.kernel_calls()["lstm"]
+    assert {k: n - before[k] for k, n in after.items()} == {"forward": 1, "backward": 1}
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="differentiated once more"):
+        torch.func.grad(lambda x: torch.func.grad(loss)(x).sum())(x)
+
+
+@on_torch
 def test_other_devices_and_layouts_are_named():
     import torch
 

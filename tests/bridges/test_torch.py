@@ -202,10 +202,8 @@ def test_outputs_are_contiguous(name, batch_first, bidirectional):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_copy_is_made_of_input_weights_and_output(name, monkeypatch):
     seen = []
-    run = fastrnn.functional.run
-    monkeypatch.setattr(
-        fastrnn.functional, "run", lambda w, x, **o: seen.append((w.arrays, x, o["out"])) or run(w, x, **o)
-    )
+    run = _ops._kernels
+    monkeypatch.setattr(_ops, "_kernels", lambda w, x, *a: seen.append((w.arrays, x, a[-1])) or run(w, x, *a))
     module = getattr(fastrnn.torch, name)(I, H)
     x = torch.randn(6, 4, I)
     with torch.no_grad():
@@ -249,6 +247,53 @@ def test_weights_changed_before_backward_are_refused():
         y.sum().backward()
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("cell", [False, True])
+def test_storages_that_get_other_memory_before_backward_are_read_there(name, cell):
+    theirs, ours = pair(name + "Cell" * cell, I, H)
+    x = torch.randn(*(() if cell else (6,)), 4, I)
+    for module in (theirs, ours):
+        y = as_tuple(module(x))[0]
+        held = []
+        for p in module.parameters():
+            value, storage = p.detach().clone(), p.untyped_storage()
+            held.append(storage)
+            size = storage.nbytes()
+            storage.resize_(0)  # as FullyShardedDataParallel does
+            held.append(torch.full((1000,), torch.nan))  # what may come to lie there
+            storage.resize_(size)
+            p.data.copy_(value)
+        y.sum().backward()
+    for p, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_close(p.grad, expected.grad, 3e-5)
+
+
+def test_a_pytorch_whose_tensors_have_no_c_functions_serves_too(run_python):
+    code = """
+    import torch
+    del torch.Tensor.__dlpack_c_exchange_api__
+    import fastrnn.torch
+    from fastrnn.torch import _recorded
+    assert not _recorded.TENSORS_ARE_READ
+    for name in ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"):
+        theirs, ours = (getattr(m, name)(3, 5) for m in (torch.nn, fastrnn.torch))
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.randn(4, 3) if name.endswith("Cell") else torch.randn(6, 4, 3)
+        gradients = []
+        for module in (theirs, ours):
+            y = module(x)
+            while isinstance(y, tuple):
+                y = y[0]
+            gradients.append([y, *torch.autograd.grad(y.sum(), module.parameters())])
+            with torch.no_grad():
+                module(x)
+        for a, b in zip(*gradients):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    print("same")
+    """
+    assert run_python(code) == "same\n"
+
+
 # ---- Errors
 
 
@@ -260,11 +305,20 @@ def test_weights_changed_before_backward_are_refused():
         (lambda m: m(torch.zeros(0, 4, I)), "larger than 0"),
         (
             lambda m: m(torch.zeros(6, 4, I), torch.zeros(1, 3, H)),
-            r"hidden\[0\] size \(1, 4, 5\), got \[1, 3, 5\]",
+            r"hx must have shape \(1, 4, 5\) \(layers \* directions, batch, units\), got \(1, 3, 5\); leave hx out",
         ),
         (lambda m: m(torch.zeros(6, 4, I), torch.zeros(4, H)), "as many dimensions as input, 3, got 2"),
         (lambda m: m(torch.zeros(6, 4, I).double()), "float32 like the weights, got torch.float64"),
         (lambda m: m(torch.zeros(6, 4, I), torch.zeros(1, 4, H).double()), "hx must be torch.float32"),
+        (
+            lambda m: m(torch.zeros(6, 4, I), (torch.zeros(1, 4, H),) * 2),
+            r"one tensor h_0, got a tuple of 2 \(Tensor, ",
+        ),
+        (
+            lambda m: m(torch.zeros(6, 4, I), np.zeros((1, 4, H))),
+            "one tensor h_0, got a ndarray; pass h_0 itself",
+        ),
+        (lambda m: m(torch.zeros(6, 4, I), torch.zeros(1, 4, H).to_sparse()), "hx must be a dense tensor"),
         (lambda m: m(torch.zeros(6, 4, I, dtype=torch.int64)), "got torch.int64"),
         (lambda m: m.half()(torch.zeros(6, 4, I).half()), "float32 or float64, got torch.float16"),
         (lambda m: m.bfloat16()(torch.zeros(6, 4, I).bfloat16()), "got torch.bfloat16"),
@@ -284,13 +338,45 @@ def test_what_does_not_fit_is_refused_with_where_and_what(call, message):
     [
         (lambda m: m(torch.zeros(4, I + 1)), "inconsistent input_size: got 4 expected 3"),
         (lambda m: m(torch.zeros(1, 4, I)), "1 or 2 dimensions, got 3"),
-        (lambda m: m(torch.zeros(4, I), (torch.zeros(3, H),) * 2), r"shape \(4, 5\), got \(3, 5\)"),
+        (
+            lambda m: m(torch.zeros(4, I), (torch.zeros(4, H), torch.zeros(3, H))),
+            r"hx\[1\] must have shape \(4, 5\) \(batch, hidden_size\) .*, got \(3, 5\); leave hx out",
+        ),
+        (
+            lambda m: m(torch.zeros(4, I), (torch.zeros(4, H),) * 3),
+            r"two tensors \(h_0, c_0\), got a tuple of 3",
+        ),
+        (
+            lambda m: m(torch.zeros(4, I), torch.zeros(4, H)),
+            r"two tensors \(h_0, c_0\), got a Tensor; pass both",
+        ),
+        (
+            lambda m: m(torch.zeros(4, I), (torch.zeros(4, H), torch.zeros(4, H).double())),
+            r"hx\[1\] must be torch.float32",
+        ),
         (lambda m: m(torch.zeros(4, I).double()), "float32 like the weights, got torch.float64"),
     ],
 )
 def test_what_does_not_fit_a_cell_is_refused(call, message):
-    with pytest.raises((RuntimeError, ValueError), match="fastrnn.torch.LSTMCell: .*" + message):
+    with pytest.raises((RuntimeError, ValueError, TypeError), match="fastrnn.torch.LSTMCell: .*" + message):
         call(fastrnn.torch.LSTMCell(I, H))
+
+
+def test_states_of_a_wrong_form_are_refused():
+    module = fastrnn.torch.LSTM(I, H, 2, batch_first=True)
+    x, h = torch.zeros(4, 6, I), torch.zeros(4, 2, H)
+    with pytest.raises(
+        RuntimeError, match=r"hx\[0\] must have shape \(2, 4, 5\) .* got \(4, 2, 5\); .*transpose\(0, 1\)"
+    ):
+        module(x, (h, h))
+    with pytest.raises(
+        RuntimeError, match=r"hx\[1\] must have as many dimensions as input, 3, got 2; .*directions, batch"
+    ):
+        module(x, (h.transpose(0, 1), h[0]))
+    with pytest.raises(
+        TypeError, match=r"LSTM: hx must be a tuple of two tensors \(h_0, c_0\), got a Tensor; pass both"
+    ):
+        module(x, h)
 
 
 def test_tensors_elsewhere_are_refused():
@@ -748,10 +834,64 @@ def test_lazily_negated_tensors_are_read_right():
     torch.testing.assert_close(layer(x)[0], layer(x.clone())[0], rtol=0, atol=0)
 
 
-def test_a_loss_that_is_kept_keeps_no_packed_weights():
+def negated(t):
+    """-t, negated lazily."""
+    found = torch.complex(torch.zeros_like(t), t).conj().imag
+    assert found.is_neg()
+    return found
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNNCell"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_lazily_negated_states_and_gradients_are_read_right(name, wrapped):
+    module = getattr(fastrnn.torch, name)(3, 4)
+    x = torch.randn(*(() if name == "RNNCell" else (5,)), 2, 3)
+    h = torch.randn(*(() if name == "RNNCell" else (1,)), 2, 4)
+    given = (lambda t: (t, t)) if name == "LSTM" else lambda t: t
+    found = []
+    for of in (negated, lambda t: -t):
+        y = as_tuple(module(x, given(of(h))))[0]
+        found.append(
+            [y, *torch.autograd.grad(y, module.parameters(), of(torch.ones_like(y)), create_graph=wrapped)]
+        )
+    for a, b in zip(*found, strict=True):
+        assert_close(a.detach(), b.detach(), 1e-6)
+
+
+def test_tensors_without_memory_are_no_crash():
+    module = fastrnn.torch.RNN(3, 4)
+    zeros = torch._efficientzerotensor((5, 2, 3))
+    assert_close(module(zeros)[0].detach(), module(torch.zeros(5, 2, 3))[0].detach(), 0)
+    y = module(torch.ones(5, 2, 3))[0]
+    for gradient in torch.autograd.grad(y, module.parameters(), torch._efficientzerotensor(y.shape)):
+        assert not gradient.any()
+    x = torch.ones(5, 2, 3)
+    x.untyped_storage().resize_(0)
+    with pytest.raises((RuntimeError, ValueError)):
+        module(x)
+
+
+def test_a_loss_that_is_kept_keeps_no_tape():
     layer = fastrnn.torch.LSTM(3, 4)
     loss = layer(torch.ones(5, 2, 3))[0].sum()
-    loss.backward(retain_graph=True)
     node = loss.grad_fn.next_functions[0][0]
-    assert node.prepared is None
-    loss.backward()  # packs anew
+    loss.backward(retain_graph=True)
+    assert len(node.tapes) == 1
+    loss.backward()
+    assert not hasattr(node, "tapes")
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_hooks_get_all_that_is_saved(name):
+    module = getattr(fastrnn.torch, name)(3, 4)
+    x = torch.randn(*(() if name.endswith("Cell") else (5,)), 2, 3)
+    expected = results(module, x, None)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: packed.append(t.clone()) or packed[-1], lambda t: t
+    ):
+        assert_same(results(module, x, None), expected)
+    tape = (2, 1, 4, 4) if name.endswith("Cell") else (2, 5, _ops.CELLS[name].tape_slots, 4)
+    assert tape[1:2] + tape[3:] in [t.shape[1:2] + t.shape[3:] for t in packed if t.dim() == 4]
