@@ -164,7 +164,7 @@ def _restored(
     directions: int,
     batch_first: bool,
     saved: Sequence[Tensor],
-) -> list[functional.Tape]:
+) -> list[Any]:
     """The tapes of a forward pass, of their arrays."""
     n = len(weights) // directions
     return [
