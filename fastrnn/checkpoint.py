@@ -165,8 +165,8 @@ def run_forward(
     if not fits or not all(
         m is None or (isinstance(m, (np.ndarray, ZoneoutMask)) and m.shape[:2] == x.shape[:2]) for m in masks
     ):
-        if any(isinstance(m, ZoneoutMask) for m in masks):  # which fits
-            options["zoneout_mask"] = None
+        if any(isinstance(m, ZoneoutMask) for m in masks):
+            options["zoneout_mask"] = [m[:, :] if isinstance(m, ZoneoutMask) else m for m in masks[1:]]
         functional.run(
             weights, x, initial_state=initial_state, mask=mask, **options
         )  # refuses what segments would hide

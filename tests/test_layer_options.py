@@ -39,6 +39,7 @@ from test_layers import (
 )
 
 from fastrnn import activations, functional, reference
+from fastrnn import checkpoint as checkpoints
 from fastrnn.layers import GRU, LSTM, IndRNN, SimpleRNN
 from fastrnn.zoneout import ZoneoutMask
 
@@ -782,6 +783,14 @@ def test_checkpoints_draw_zoneout_in_segments_as_it_is_drawn_in_one(rates, go_ba
             layer.forward(wrong, checkpoint=4)
     with pytest.raises(ValueError, match="LSTM: mask must have shape"):
         layer.forward(x, mask=np.ones((5, 8), bool), checkpoint=4)
+
+
+def test_checkpoints_refuse_drawn_masks_of_zoneout_that_do_not_fit():
+    layer, x = GRU(4, zoneout=0.1), np.zeros((5, 9, 3), "float32")
+    layer.build(x.shape)
+    mask = ZoneoutMask(np.random.SeedSequence(1), 0, (5, 8, 4), 0.1, np.dtype("float32"))
+    with pytest.raises(ValueError, match=r"zoneout_mask\[0\] must have shape \(5, 9, 4\)"):
+        checkpoints.run_forward(layer._packed, x, every=2, zoneout_mask=[mask])
 
 
 def test_zoneout_takes_the_memory_of_a_segment_with_checkpoints():
