@@ -68,7 +68,10 @@ class _Cell:
     _of_layer = frozenset(
         """weights trainable_weights non_trainable_weights kernel recurrent_kernel bias built get_weights set_weights
         count_params losses apply_constraints trainable""".split()
-    ).union(OF_WEIGHTS)
+    )
+
+    def __init_subclass__(cls) -> None:
+        cls._of_layer = _Cell._of_layer | {name for name in OF_WEIGHTS if hasattr(cls._layer_class, name)}
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         # `arguments` are the locals() of the cell's own __init__.

@@ -451,6 +451,7 @@ def test_cells_take_what_their_layers_take():
     cell, layer = LSTMCell(H, **options, **given), LSTM(H, **options, **given)
     assert {name: getattr(cell, name) for name in given} == {name: getattr(layer, name) for name in given}
     assert cell.layer_norm_regularizer is None
+    assert "peephole_regularizer" in dir(cell) and "peephole_regularizer" not in dir(GRUCell(H))
     again = LSTMCell.from_config(json.loads(json.dumps(cell.get_config())))
     assert again.get_config() == cell.get_config()
     rnn, x = RNN(cell), inputs_of({})
