@@ -168,6 +168,7 @@ def _pass(name: str, what: str, keep_tape: bool) -> Any:
         return (outputs, tape) if keep_tape else outputs
 
     run.__name__ = run.__qualname__ = name
+    run.__annotations__["return"] = "tuple[Outputs, AnyTape]" if keep_tape else "Outputs"
     run.__doc__ = f"""Run {what}; see `Options` for the arguments."""
     return run
 
