@@ -5,7 +5,7 @@ value that the layer keeps, or raises TypeError, ValueError, or NotImplementedEr
 yet. A new argument needs a line in `CHECKS`.
 
 Regularizers and constraints of weights that Keras' layers don't have are no parameters of the constructors, which take them
-as further keywords, `**of_weights`: they are listed here alone.
+as further keywords, `**of_weights`. They are listed here; a layer class has attributes for those that it takes.
 """
 
 from __future__ import annotations

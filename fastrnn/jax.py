@@ -151,11 +151,8 @@ def settings(
 
 # ---- The kernels as primitives: arrays by name in, arrays by name out, see cpp/python/xla.cpp for the names
 
-_NOT_IN_KERNELS = (
-    "gate_kernel",
-    "cell_norm",
-    "layer_norm",
-)  # a cell with one of these is computed in jax.numpy
+# A cell with one of these is computed in jax.numpy.
+_NOT_IN_KERNELS = ("gate_kernel", "cell_norm", "layer_norm")
 _WEIGHTS = ("kernel", "recurrent_kernel", "bias", "peephole", "projection", *_NOT_IN_KERNELS)
 _WITH_GRADIENT = ("x", *_WEIGHTS, "initial_h", "initial_c")
 _HANDLERS = _core.xla_handlers()
