@@ -157,6 +157,7 @@ class ForwardPass {
           if (looks_ahead) {
             from.ahead = hoisted + hoisted_offset(stage, patch.unit, width, kStepsAhead - half);
             from.ahead_depth = ahead_depth;
+            from.ahead_tiles = ceil_div(smaller(together, steps - ahead), kTileAhead);
           }
           from.hoisted_stride = together * stage.accumulators * width;
           from.hoisted_block_stride = hoisted_rows() * stage.accumulators * width;
@@ -370,14 +371,16 @@ class ForwardPass {
       return 0;
     return smaller(kHoistedRows / rows, call_.time);
   }
-  /// Whether each step of one row also does its part of x.W of later steps. It pays (up to a sixth of the time) where a
-  /// thread's weights are too many for the first level of its cache, and all weights not too many for the last one.
+  /// Whether each step of one row also does its part of x.W of later steps. It pays (up to a sixth of the time) where
+  /// x.W is not much less work than h.U, a thread's weights are too many for the first level of its cache, and all
+  /// weights not too many for the last one.
   bool sums_ahead(Index rows) const {
     constexpr Index kFewest = 1 << 17, kMost = 1 << 23;
+    static_assert(2 * kStepsAhead <= kHoistedRows, "two of them are kept");
     const Index bytes = (I_ + seq_.width(0)) * seq_.G * H_ * Index(sizeof(T));
-    return kSumsAhead && rows == 1 && I_ >= 2 * kStepsAhead && hoisted_steps(1) > kStepsAhead &&
-           bytes > kFewest * division_.threads && bytes <= kMost && cell_.stage[0].fused && !seq_.zoneout() &&
-           !seq_.direct;
+    return kSumsAhead && rows == 1 && I_ >= 2 * kStepsAhead && 2 * I_ > H_ && call_.time >= 2 * kStepsAhead &&
+           hoisted_steps(1) > 0 && bytes > kFewest * division_.threads && bytes <= kMost && cell_.stage[0].fused &&
+           !seq_.zoneout() && !seq_.direct;
   }
   /// Weights that are not packed are read for all that a step sums, ahead of the cell.
   bool is_hoisted(const StageInfo<T>& stage) const { return seq_.direct || stage.sees_x(); }

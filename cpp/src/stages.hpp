@@ -31,10 +31,11 @@ template <class T>
 struct SumInputs {
   const T* hoisted;  ///< null, or sums of row 0 so far, the other rows hoisted_stride further on; then there is no x
   Index hoisted_stride, hoisted_block_stride;
-  /// Null, or where, beside the sums of one row, b + x.W of the kStepsAhead steps that are summed next grows: by what
-  /// their x in [ahead_depth.begin, ahead_depth.end) add to it.
+  /// Null, or where, beside the sums of one row, b + x.W of at most kStepsAhead steps that are summed next grows: by
+  /// what their x in [ahead_depth.begin, ahead_depth.end) add to it.
   T* ahead;
   Range ahead_depth;
+  Index ahead_tiles;  ///< of kTileAhead of those steps each
   const T* bias;
   const T* const* x;    ///< by row; with `ahead`, of the steps
   Index x_gate_stride;  ///< from the left side of one gate to that of the next, where they have their own
@@ -183,8 +184,8 @@ __attribute__((noinline)) void tile_sums_ahead(V (&acc)[A], const SumInputs<T>& 
     }
   };
   const Index begin = from.ahead_depth.begin, depth = from.ahead_depth.size();
-  const Index both = smaller(depth, from.units / (kTilesAhead * rows));
-  for (int tile = 0; tile < kTilesAhead; ++tile) {
+  const Index both = smaller(depth, from.units / (from.ahead_tiles * rows));
+  for (Index tile = 0; tile < from.ahead_tiles; ++tile) {
     const T *x[rows], *kernel = from.kernel + begin * columns * L;
     T* const to = from.ahead + tile * rows * A * L;
     V next[rows][columns];
@@ -225,7 +226,8 @@ __attribute__((noinline)) void tile_sums_ahead(V (&acc)[A], const SumInputs<T>& 
       for (int v = columns; v < A; ++v) store(to + (m * A + v) * L, load<V>(from.bias + v * L));
     }
   }
-  for (Index k = both * kTilesAhead * rows; k < from.units; ++k, ++operand, recurrent += columns * L) add_operand(0);
+  for (Index k = both * from.ahead_tiles * rows; k < from.units; ++k, ++operand, recurrent += columns * L)
+    add_operand(0);
   for (int i = 0; i < A; ++i) acc[i] = own[i];
 }
 
