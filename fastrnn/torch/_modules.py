@@ -68,6 +68,11 @@ def _require_tensors(
                 f"{where}: {name} must be on the CPU, got a tensor on {t.device}; move model and data with .cpu(), or "
                 f"use torch.nn.{where.rpartition('.')[2]}, which runs there"
             )
+        if t.device.type != weights[0].device.type:
+            raise RuntimeError(
+                f"{where}: {name} must be on the device of the weights, {weights[0].device}, got a tensor on {t.device}; "
+                "give model and data memory on the CPU"
+            )
         if t.layout is not torch.strided:
             raise RuntimeError(
                 f"{where}: {name} must be a dense tensor, got one of layout {t.layout}; make it dense with .to_dense()"

@@ -477,16 +477,16 @@ _layer_call, _step_call = functools.cache(_LayerCall), functools.cache(_StepCall
 
 
 def _as_parameters(mode: str, dweights: Sequence[Tensor], directions: int) -> list[Tensor]:
-    """What `_backward` has of the weights, one for each parameter."""
+    """What `_backward` has of the weights, one for each parameter; no two overlap."""
     n = len(dweights) // directions
     if n == (3 if mode == "LSTM_PROJECTED" else 2):  # there are no biases
         return list(dweights)
     if directions == 1 and n == 3 and mode != "GRU":
-        return [*dweights, dweights[2]]
+        return [*dweights, dweights[2].clone()]
     found: list[Tensor] = []
     for d in range(directions):
         dkernel, drecurrent, dbias, *rest = dweights[n * d : n * (d + 1)]
-        found += [dkernel, drecurrent, *(dbias.unbind() if mode == "GRU" else (dbias, dbias)), *rest]
+        found += [dkernel, drecurrent, *(dbias.unbind() if mode == "GRU" else (dbias, dbias.clone())), *rest]
     return found
 
 

@@ -162,8 +162,8 @@ class _RecordedAny(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        return (None, *ctx.call.differentiable(gradients[: ctx.call.outputs], tensors, saved))
+        unpacked, n = ctx.saved_tensors, ctx.count  # read once: hooks unpack anew at each reading
+        return (None, *ctx.call.differentiable(gradients[: ctx.call.outputs], unpacked[:n], unpacked[n:]))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:

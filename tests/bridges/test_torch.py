@@ -323,7 +323,7 @@ def test_a_pytorch_whose_tensors_have_no_c_functions_serves_too(run_python):
         (lambda m: m.half()(torch.zeros(6, 4, I).half()), "float32 or float64, got torch.float16"),
         (lambda m: m.bfloat16()(torch.zeros(6, 4, I).bfloat16()), "got torch.bfloat16"),
         (lambda m: m(torch.zeros(6, 4, I).to_sparse()), "must be a dense tensor"),
-        (lambda m: m(torch.zeros(6, 4, I, device="meta")[..., :2]), "Expected 3, got 2"),
+        (lambda m: m.to("meta")(torch.zeros(6, 4, I, device="meta")[..., :2]), "Expected 3, got 2"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_where_and_what(call, message):
@@ -391,6 +391,23 @@ def test_tensors_elsewhere_are_refused():
         RuntimeError, match=r"input must be on the CPU, got a tensor on cuda:0.*torch\.nn\.LSTM"
     ):
         module(x)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "GRUCell"])
+def test_tensors_without_values_beside_others_are_refused(name):
+    module = getattr(fastrnn.torch, name)(I, H)
+    axes = () if name == "GRUCell" else (1,)
+    x, h = torch.zeros(*(6,) * len(axes), 4, I), torch.zeros(*axes, 4, H)
+    pair_of = (lambda h: (h, torch.zeros_like(h, device="cpu"))) if name == "LSTM" else lambda h: h
+    where = "must be on the device of the weights, cpu, got a tensor on meta"
+    with pytest.raises(RuntimeError, match="input " + where):
+        module(x.to("meta"), pair_of(h))
+    with pytest.raises(RuntimeError, match=r"hx(\[0\])? " + where):
+        module(x, pair_of(h.to("meta")))
+    with pytest.raises(RuntimeError, match="the weights, meta, got a tensor on cpu"):
+        module.to("meta")(x)
+    with torch.no_grad():
+        assert as_tuple(module(x.to("meta")))[0].is_meta
 
 
 def test_autocast_computes_in_float32_and_refuses_what_it_made():
@@ -895,3 +912,29 @@ def test_hooks_get_all_that_is_saved(name):
         assert_same(results(module, x, None), expected)
     tape = (2, 1, 4, 4) if name.endswith("Cell") else (2, 5, _ops.CELLS[name].tape_slots, 4)
     assert tape[1:2] + tape[3:] in [t.shape[1:2] + t.shape[3:] for t in packed if t.dim() == 4]
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_checkpoints_take_tensors_that_the_kernels_cannot_read_where_they_are(name):
+    module = getattr(fastrnn.torch, name)(3, 4)
+    x = negated(torch.randn(*(() if name.endswith("Cell") else (5,)), 2, 3))
+
+    def output(x):
+        return as_tuple(module(x))[0]
+
+    expected = torch.autograd.grad(output(x).sum(), module.parameters())
+    y = torch.utils.checkpoint.checkpoint(output, x, use_reentrant=False)
+    for a, b in zip(torch.autograd.grad(y.sum(), module.parameters()), expected, strict=True):
+        assert_close(a, b, 0)
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+def test_no_two_gradients_overlap(name):
+    module = getattr(fastrnn.torch, name)(3, 4, **({} if name.endswith("Cell") else {"bidirectional": True}))
+    x = torch.randn(*(() if name.endswith("Cell") else (5,)), 2, 3)
+    found = torch.autograd.grad(as_tuple(module(x))[0].sum(), module.parameters())
+    expected = [g.clone() for g in found]
+    for g in found:
+        g.mul_(2)
+    for g, before in zip(found, expected, strict=True):
+        assert_close(g, 2 * before, 0)
