@@ -1206,7 +1206,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("open_tensors", &fastrnn::dlpack::open, py::arg("tensor"), py::arg("parameter"));
   m.def("plain_tensors", &fastrnn::dlpack::plain, py::arg("tensors"));
   m.def("array_of_tensor", &fastrnn::dlpack::array_of, py::arg("tensor"));
-  m.def("pointers_of_tensors", &fastrnn::dlpack::pointers, py::arg("tensors"));
+  m.def("places_of_tensors", &fastrnn::dlpack::places, py::arg("tensors"));
   m.def("check_array", &check_array, py::arg("array"), py::arg("dtype"), py::arg("shape"), py::arg("where"),
         py::arg("name"), py::arg("meaning"), py::arg("written") = false);
   m.def("overlap", [](const py::array& a, const py::array& b) { return overlap(a, b); }, py::arg("a"), py::arg("b"));

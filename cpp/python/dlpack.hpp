@@ -6,6 +6,7 @@
 #include <pybind11/numpy.h>
 
 #include <cstdint>
+#include <string>
 
 namespace fastrnn::dlpack {
 
@@ -91,7 +92,7 @@ inline bool plain(const py::tuple& tensors) {
 }
 
 /// An array on the memory of a tensor of float32, float64 or bool, which it keeps alive. The tensor's storage may be
-/// given other memory later: see `pointers`.
+/// given other memory later: see `places`.
 inline py::array array_of(py::handle tensor) {
   Tensor t;
   if (functions->from_object(tensor.ptr(), &t) != 0) throw py::error_already_set();
@@ -109,19 +110,24 @@ inline py::array array_of(py::handle tensor) {
   return py::array(dtype, std::move(shape), std::move(strides), memory(t), tensor);
 }
 
-/// Where the memory of each tensor begins; 0 of None and of what has none.
-inline py::tuple pointers(const py::tuple& tensors) {
-  py::tuple found(tensors.size());
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
+/// Where the memory of each tensor lies and how it is read: while these bytes are the same, arrays made before hold.
+inline py::bytes places(const py::tuple& tensors) {
+  std::string found;
+  const auto add = [&](const void* from, std::size_t size) { found.append(static_cast<const char*>(from), size); };
+  for (const py::handle item : tensors) {
     Tensor t{};
-    const py::object item = tensors[i];
     if (!item.is_none() && functions->from_object(item.ptr(), &t) != 0) {
       PyErr_Clear();
       t = {};
     }
-    found[i] = py::int_(reinterpret_cast<std::uintptr_t>(memory(t)));
+    const char* const begin = memory(t);
+    add(&begin, sizeof begin);
+    add(&t.dtype, sizeof t.dtype);
+    add(&t.dimensions, sizeof t.dimensions);
+    for (const std::int64_t* numbers : {t.shape, t.strides})
+      if (numbers) add(numbers, static_cast<std::size_t>(t.dimensions) * sizeof *numbers);
   }
-  return found;
+  return py::bytes(found);
 }
 
 }  // namespace fastrnn::dlpack

@@ -22,7 +22,7 @@ Parameter = torch.nn.Parameter
 TENSORS_ARE_READ = _core.open_tensors(Tensor, Parameter)
 array_of: Any = _core.array_of_tensor if TENSORS_ARE_READ else Tensor.numpy
 # Where tapes find the tensors' values. `Tensor.numpy` sees to it that this does not change.
-_pointers: Any = _core.pointers_of_tensors if TENSORS_ARE_READ else lambda tensors: ()
+_places: Any = _core.places_of_tensors if TENSORS_ARE_READ else lambda tensors: b""
 
 
 class Call(Protocol):
@@ -103,7 +103,7 @@ class _Recorded(torch.autograd.Function):
         ctx.call = call
         ctx.set_materialize_grads(False)
         if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
-            ctx.tapes, ctx.pointers = tapes, _pointers(tensors)
+            ctx.tapes, ctx.places = tapes, _places(tensors)
             ctx.save_for_backward(*tensors)
         else:
             ctx.count = len(tensors)
@@ -127,7 +127,7 @@ class _Recorded(torch.autograd.Function):
             tapes = call.restored(tensors, arrays_of(tapes))
         else:
             del ctx.tapes  # a loss that is kept keeps this context
-            if ctx.pointers != _pointers(tensors):  # a storage has other memory than in forward
+            if ctx.places != _places(tensors):  # a storage has other memory than in forward
                 tapes = call.restored(tensors, arrays_of(tapes))
         return (None, *call.backward(gradients, tapes))
 
