@@ -83,7 +83,7 @@ BY_ROWS = [(15, 12, 5, 50), (70, 8, 5, 50), (300, 4, 5, 40)]  # each takes some 
 BY_UNITS = [(1, 10, 3, 200), (2, 12, 3, 130), (5, 5, 3, 130), (7, 7, 65, 64)]  # each takes some of the units
 SIZES += [*BY_ROWS, *BY_UNITS]
 # A row alone does its part of x.W of later steps at each step, see cpp/src/forward.hpp; rows together don't.
-SUMS_AHEAD = (3, 47, 131, 260)
+SUMS_AHEAD = (3, 67, 131, 260)
 
 sizes_id = "B{0[0]}-T{0[1]}-I{0[2]}-H{0[3]}".format
 bias_or_not = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])

@@ -378,7 +378,7 @@ class ForwardPass {
     constexpr Index kFewest = 1 << 17, kMost = 1 << 23;
     static_assert(2 * kStepsAhead <= kHoistedRows, "two of them are kept");
     const Index bytes = (I_ + seq_.width(0)) * seq_.G * H_ * Index(sizeof(T));
-    return kSumsAhead && rows == 1 && I_ >= 2 * kStepsAhead && 2 * I_ > H_ && call_.time >= 2 * kStepsAhead &&
+    return kSumsAhead && rows == 1 && I_ >= 2 * kStepsAhead && 2 * I_ > H_ && call_.time >= 3 * kStepsAhead &&
            hoisted_steps(1) > 0 && bytes > kFewest * division_.threads && bytes <= kMost && cell_.stage[0].fused &&
            !seq_.zoneout() && !seq_.direct;
   }
