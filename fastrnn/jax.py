@@ -51,6 +51,7 @@ except ImportError as error:
 
 from fastrnn import _core, _jax_equations, activations, functional
 from fastrnn.activations import ActivationLike
+from fastrnn.arguments import CHECKS
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -653,7 +654,9 @@ def initializer(
         A function of a key and of I, how many features x has, that returns the weights by the names of the arguments.
 
     Raises:
-        ValueError: There is no such function, or units are less than 1.
+        TypeError: units is no integer.
+        ValueError: There is no such function, units are less than 1, or dtype is another one.
+        NotImplementedError: dtype has 16 bits.
 
     >>> draw = initializer("lstm", 16)
     >>> weights = draw(jax.random.key(0), 3)
@@ -666,8 +669,8 @@ def initializer(
         raise ValueError(
             f"fastrnn.jax.initializer: function must be one of {', '.join(_GATES)}, got {function!r}"
         )
-    if units < 1:
-        raise ValueError(f"fastrnn.jax.initializer: units must be at least 1, got {units}")
+    where = "fastrnn.jax.initializer"
+    units, dtype = CHECKS["units"](where, "units", units), CHECKS["dtype"](where, "dtype", dtype)
     columns = _GATES[function] * units
 
     def draw(key: Array, features: int) -> dict[str, Array]:

@@ -718,11 +718,13 @@ def test_drawn_weights_are_those_of_the_layer_but_for_their_numbers(function, la
     assert result.shape == (3, 6) and jnp.isfinite(result).all()
 
 
-def test_an_initializer_of_no_function_is_refused():
+def test_an_initializer_of_no_function_or_units_is_refused():
     with pytest.raises(ValueError, match=r"initializer: function must be one of simple_rnn, .*got 'rnn'"):
         bridge.initializer("rnn", 6)
-    with pytest.raises(ValueError, match="units must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="units must be a positive integer, got 0"):
         bridge.initializer("lstm", 0)
+    with pytest.raises(TypeError, match="units must be a positive integer, got '4'"):
+        bridge.initializer("lstm", "4")
 
 
 # ---- Several devices
