@@ -352,9 +352,9 @@ def gates(tape: AnyTape | TellsGates) -> dict[str, Array]:
     if tape.consumed:
         raise RuntimeError(custom.USED)
     cell, saved = tape.weights.cell, tape.saved
-    variant = next((v for v in _MISSING_GATE if f"_{v}" in cell), "")
+    variant = next((v for v in MISSING_GATE if f"_{v}" in cell), "")
     names = (
-        [n for n in "ifgo" if n != _MISSING_GATE.get(variant)] if cell.startswith("lstm") else ["z", "r", "n"]
+        [n for n in "ifgo" if n != MISSING_GATE.get(variant)] if cell.startswith("lstm") else ["z", "r", "n"]
     )
     if cell in ("simple_rnn", "indrnn"):
         return {}
@@ -374,7 +374,8 @@ def gates(tape: AnyTape | TellsGates) -> dict[str, Array]:
     return _at_their_steps(tape, values, states)
 
 
-_MISSING_GATE = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}
+# The gate that a variant of the LSTM does without.
+MISSING_GATE = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}
 
 
 def activation_of(code: int, alpha: float, beta: float, clip: float) -> activations.Activation:
@@ -476,7 +477,7 @@ def make_weights(
         raise type(error)(f"{name}: {error}") from None
     codes = [a.numbers for a in found if isinstance(a, activations.Activation)]
     if gate_kernel is not None and not (
-        cell.startswith("lstm") and set(cell.split("_")).isdisjoint(_MISSING_GATE)
+        cell.startswith("lstm") and set(cell.split("_")).isdisjoint(MISSING_GATE)
     ):
         raise ValueError(
             f"{name}: gate_kernel must be None for the cell {cell}; it goes with LSTMs that have all gates"

@@ -52,6 +52,7 @@ except ImportError as error:
 from fastrnn import _core, _jax_equations, activations, functional
 from fastrnn.activations import ActivationLike
 from fastrnn.arguments import CHECKS
+from fastrnn.zero_outputs import last_step
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -440,8 +441,8 @@ def call(
         outputs = _jax_equations.forward(*how, _alike(operands), results)
     y, *final = outputs
     if "mask" in operands and settings.zero_output_for_mask and not settings.return_sequences:
-        last = slice(1) if settings.go_backwards else slice(-1, None)
-        y = jnp.where(operands["mask"][:, last].all(axis=1, keepdims=True), y, 0)
+        rows = operands["mask"][:, last_step(settings.go_backwards)].all(axis=1, keepdims=True)
+        y = jnp.where(rows, y, 0)
     return (y, *final)
 
 
@@ -665,11 +666,9 @@ def initializer(
     >>> lstm(jnp.zeros((8, 5, 3)), **weights).shape
     (8, 16)
     """
-    if function not in _GATES:
-        raise ValueError(
-            f"fastrnn.jax.initializer: function must be one of {', '.join(_GATES)}, got {function!r}"
-        )
     where = "fastrnn.jax.initializer"
+    if function not in _GATES:
+        raise ValueError(f"{where}: function must be one of {', '.join(_GATES)}, got {function!r}")
     units, dtype = CHECKS["units"](where, "units", units), CHECKS["dtype"](where, "dtype", dtype)
     columns = _GATES[function] * units
 

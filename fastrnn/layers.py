@@ -1352,8 +1352,7 @@ class LSTM(_Recurrent):
 
     @property
     def _gate_names(self) -> list[str]:
-        missing = {"nig": "i", "nfg": "f", "cifg": "f", "nog": "o"}.get(self.variant or "", "")
-        return [name for name in "ifgo" if name != missing]
+        return [name for name in "ifgo" if name != functional.MISSING_GATE.get(self.variant or "")]
 
     def _activations(self) -> tuple[ActivationLike, ActivationLike, ActivationLike]:
         return functional.lstm_activations(self.variant, self.activation, self.recurrent_activation)

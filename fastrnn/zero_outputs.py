@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ZeroOutputTape", "rows_with_output", "zeroed"]
+__all__ = ["ZeroOutputTape", "last_step", "rows_with_output", "zeroed"]
 
 Array = NDArray[Any]
 
@@ -59,11 +59,16 @@ class ZeroOutputTape:
         return dy
 
 
+def last_step(go_backwards: bool) -> slice:
+    """Where in time the step is that is read last: one, or none of no steps."""
+    return slice(1) if go_backwards else slice(-1, None)
+
+
 def rows_with_output(mask: Array | None, go_backwards: bool) -> Array | None:
     """[B, 1] bool: in which rows of a mask [B, T] the step that is read last is real; None: in all."""
     if mask is None:
         return None
-    rows: Array = np.all(mask[:, slice(1) if go_backwards else slice(-1, None)], axis=1, keepdims=True)
+    rows: Array = np.all(mask[:, last_step(go_backwards)], axis=1, keepdims=True)
     return None if rows.all() else rows
 
 

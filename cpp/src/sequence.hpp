@@ -81,9 +81,9 @@ class Sequence {
   }
   /// Those of a cell's tape, with zoneout the states as they were before it, and with layer normalization the products.
   Index tape_slots() const { return product_slot(true) + (sizes.normalized ? 2 * G : 0); }
-  /// How many steps before a step its part of the tape is fetched: a row's next step lies behind those of no other row,
-  /// where processors don't look by themselves. (A tenth of training a GRU with 32 units and 128 rows.) None for a tape
-  /// that is likely to be in a cache: it costs up to a hundredth.
+  /// How many steps before a step its part of the tape is fetched. A row's steps lie one after the other, but between
+  /// two of them all other rows are visited, so that processors don't fetch ahead by themselves. (7 % of training a GRU
+  /// with 32 units and 128 rows.) None for a tape that is likely to be in a cache: it costs up to 1 %.
   Index steps_ahead() const {
     constexpr Index kCached = 1 << 22;
     return call_.batch * call_.time * tape_slots() * H * Index(sizeof(T)) > kCached ? 2 : 0;

@@ -20,6 +20,7 @@ from fastrnn import _core
 from fastrnn.activations import Activation
 from fastrnn.keras import _arrays
 from fastrnn.keras._arrays import Operands, Settings
+from fastrnn.zero_outputs import last_step
 
 _FORWARD, _BACKWARD = "FastrnnForward", "FastrnnBackward"
 _WEIGHTS = ("kernel", "recurrent_kernel", "bias")
@@ -94,8 +95,8 @@ def call(settings: Settings, operands: Operands) -> list[Any]:
         [*results, "tape"] if keep else results,
     )
     if mask is not None and settings.zero_output_for_mask and not settings.return_sequences:
-        last = slice(1) if settings.go_backwards else slice(-1, None)
-        outputs[0] = tf.where(tf.reduce_all(mask[:, last], axis=1, keepdims=True), outputs[0], 0)
+        rows = tf.reduce_all(mask[:, last_step(settings.go_backwards)], axis=1, keepdims=True)
+        outputs[0] = tf.where(rows, outputs[0], 0)
     return outputs[: len(results)]
 
 

@@ -619,6 +619,7 @@ def _recorded(
     directions: int,
     batch_first: bool,
 ) -> list[Tensor]:
+    """What the operator `layer` returns, recorded, of tensors of any kind."""
     return record_any(_layer_call(mode, directions, batch_first, len(states)), (x, *states, *weights, mask))
 
 

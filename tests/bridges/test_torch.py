@@ -268,6 +268,19 @@ def test_storages_that_get_other_memory_before_backward_are_read_there(name, cel
         assert_close(p.grad, expected.grad, 3e-5)
 
 
+@pytest.mark.parametrize("dtype, shape", [(torch.float16, (4 * H, H)), (torch.float32, (2 * H, H))], ids=str)
+def test_other_values_at_the_same_address_are_not_read_as_those_of_forward(dtype, shape):
+    module = fastrnn.torch.LSTM(I, H)
+    weight = module.weight_hh_l0
+    buffer = weight.detach().clone().flatten()
+    weight.data = buffer.view(4 * H, H)
+    y, _ = module(torch.randn(6, 4, I))
+    weight.data = buffer.view(dtype)[: shape[0] * shape[1]].view(shape)
+    assert weight.data_ptr() == buffer.data_ptr()
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=r"float32|recurrent_kernel"):
+        y.sum().backward()
+
+
 def test_a_pytorch_whose_tensors_have_no_c_functions_serves_too(run_python):
     code = """
     import torch
