@@ -113,7 +113,7 @@ def restore_tape(
     embedding: _Array | None,
 ) -> Tape: ...
 def backward(
-    dy: _Array | Sequence[_Array | None] | None, tape: Tape, threads: int
+    dy: _Array | Sequence[_Array | None] | None, tape: Tape, threads: int, with_initial_state: bool = True
 ) -> tuple[_Array, list[_Array], list[_Array]]: ...
 def step(
     weights: Weights, x_t: _Array, states: _States = None, out: Sequence[_Array] | None = None

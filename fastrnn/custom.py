@@ -205,7 +205,7 @@ def forward(
 
 
 def backward(
-    dy: Array | Sequence[Array | None] | None, tape: CustomTape, threads: int
+    dy: Array | Sequence[Array | None] | None, tape: CustomTape, threads: int, with_initial_state: bool
 ) -> tuple[Array, list[Array], list[Array]]:
     """What the kernels' backward does: the tape is used up, also if a callable raises an error."""
     weights, known = tape.weights, dy
@@ -215,7 +215,8 @@ def backward(
     saved, tape.saved = tape.saved, None
     if dy is None and saved.return_state:
         dy = [None] * (1 + len(saved.zeros))
-    return tuple(weights.functions[1](dy, saved))
+    dx, dweights, dstates = weights.functions[1](dy, saved)
+    return dx, dweights, dstates if with_initial_state else []
 
 
 def step(

@@ -159,7 +159,7 @@ def forward(
 
 
 def backward(
-    dy: Array | Sequence[Array | None] | None, tape: FullGateTape, threads: int
+    dy: Array | Sequence[Array | None] | None, tape: FullGateTape, threads: int, with_initial_state: bool
 ) -> tuple[Array, list[Array], list[Array]]:
     """What the kernels' backward does."""
     weights = tape.weights
@@ -173,9 +173,10 @@ def backward(
             dy = _joined(weights, [dy, *[None] * 4])[0]  # type: ignore[index]
         if tape.returns_state:
             dy = [dy, *_joined(weights, dstates)]  # type: ignore[list-item, misc]
-    dx, (dkernel, drecurrent, *others), (dhidden, dc) = _core.backward(dy, tape.core, threads)
+    dx, (dkernel, drecurrent, *others), states = _core.backward(dy, tape.core, threads, with_initial_state)
     drecurrent_kernel, dgate_kernel = split_kernel(drecurrent)
-    return dx, [dkernel, drecurrent_kernel, *others, dgate_kernel], _split(dhidden, dc)
+    dstates = _split(*states) if with_initial_state else []
+    return dx, [dkernel, drecurrent_kernel, *others, dgate_kernel], dstates
 
 
 def step(

@@ -232,14 +232,24 @@ def restore_tape(
     return tape if rows is None else ZeroOutputTape(tape, rows, return_state)
 
 
-def run_backward(dy: Array | Sequence[Array | None] | None, tape: AnyTape, *, threads: int = 0) -> Gradients:
-    """Turn the gradient of a forward pass's outputs into those of its inputs; see `lstm_backward`."""
+def run_backward(
+    dy: Array | Sequence[Array | None] | None,
+    tape: AnyTape,
+    *,
+    with_initial_state: bool = True,
+    threads: int = 0,
+) -> Gradients:
+    """Turn the gradient of a forward pass's outputs into those of its inputs; see `lstm_backward`.
+
+    Without `with_initial_state` the gradients of the initial states are left out, an empty list: a pass of one step
+    takes half as long.
+    """
     if tape.__class__ is ZeroOutputTape:
         dy, tape = tape.gradients(dy), tape.core
     run_cell: Any = _PASSES.get(tape.__class__, _core).backward
     if threads.__class__ is not int or not 0 <= threads <= runtime.MOST_THREADS:
         threads = _threads(f"{getattr(tape.weights, 'name', 'functional')}.backward", threads)
-    return Gradients(*run_cell(dy, tape, threads or runtime.limit.threads))
+    return Gradients(*run_cell(dy, tape, threads or runtime.limit.threads, with_initial_state))
 
 
 def _threads(where: str, threads: Any) -> int:

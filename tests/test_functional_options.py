@@ -516,6 +516,22 @@ def test_results_do_not_depend_on_threads(isa, problem):
         np.testing.assert_array_equal(one, other)
 
 
+@hypothesis.given(problems())
+@hypothesis.settings(max_examples=50)
+def test_gradients_of_initial_states_can_be_left_out(isa, problem):
+    case, x, weights, options = problem
+
+    def gradients(**asked):
+        outputs, tape = case.functions[1](x, *weights, **options)
+        return functional.run_backward(random_gradients(outputs), tape, **asked)
+
+    every, others = gradients(), gradients(with_initial_state=False)
+    assert every.initial_state and others.initial_state == []
+    np.testing.assert_array_equal(others.x, every.x)
+    for one, other in zip(others.weights, every.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_large_masked_batches_do_not_depend_on_threads_and_equal_the_rows_alone(isa, cell, dtype):
     """Large enough for several threads, parts and chunks."""
     case = CASES[cell]

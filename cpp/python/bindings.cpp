@@ -210,7 +210,7 @@ class Weights {
                                              const Options& options, const Returns& returns) const = 0;
   virtual int tape_slots(bool zoneout = false) const = 0;
   virtual py::tuple step(const py::array& x, py::handle states, py::handle out) const = 0;
-  virtual py::tuple backward(py::handle dy, const Tape& tape, int threads) const = 0;
+  virtual py::tuple backward(py::handle dy, const Tape& tape, int threads, bool with_initial_state) const = 0;
   virtual py::dtype dtype() const = 0;
 
   std::string name, step_name;
@@ -469,7 +469,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     return py::make_tuple(y, states);
   }
 
-  py::tuple backward(py::handle dy_in, const Tape& tape, int threads) const override {
+  py::tuple backward(py::handle dy_in, const Tape& tape, int threads, bool with_initial_state) const override {
     const std::string where = name + ".backward";
     const Index B = tape.x.shape(0), steps = tape.x.shape(1), G = traits.gates;
 
@@ -554,6 +554,7 @@ class TypedWeights final : public Weights, public std::enable_shared_from_this<T
     py::list dinitial;
     for (int s = 0; s < traits.states; ++s) {
       if (!dfinal[s].is_none()) call.dfinal_state[s] = data<T>(dfinal[s]);
+      if (!with_initial_state) continue;
       auto d = empty<T>({B, width(s)}, where, "a gradient");
       call.dinitial_state[s] = d.mutable_data();
       dinitial.append(d);
@@ -1070,7 +1071,7 @@ std::shared_ptr<Tape> restore_tape(const Held& weights, py::handle saved, py::ha
                                options, {return_sequences, return_state, go_backwards});
 }
 
-py::tuple backward(py::handle dy, py::handle tape_in, int threads) {
+py::tuple backward(py::handle dy, py::handle tape_in, int threads, bool with_initial_state) {
   if (!py::isinstance<Tape>(tape_in))
     throw py::type_error(
         text("functional.run_backward: tape must be the Tape that a forward pass returned, got ", type_name(tape_in)));
@@ -1081,7 +1082,7 @@ py::tuple backward(py::handle dy, py::handle tape_in, int threads) {
                              ".backward: the tape was already used; run forward again for another gradient");
   tape.consumed = true;  // before the GIL is released: another thread must not use it meanwhile
   try {
-    py::tuple gradients = tape.weights->backward(dy, tape, threads);
+    py::tuple gradients = tape.weights->backward(dy, tape, threads, with_initial_state);
     tape.saved = py::array();  // the memory
     tape.x = py::array();
     tape.options = Options();
@@ -1193,7 +1194,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("initial_state") = py::none(), py::kw_only(), py::arg("return_sequences"), py::arg("return_state"),
         py::arg("go_backwards"), py::arg("mask"), py::arg("zero_output_for_mask"), py::arg("dropout_mask"),
         py::arg("recurrent_dropout_mask"), py::arg("zoneout_mask"), py::arg("embedding"));
-  m.def("backward", &backward, py::arg("dy"), py::arg("tape"), py::arg("threads"));
+  m.def("backward", &backward, py::arg("dy"), py::arg("tape"), py::arg("threads"),
+        py::arg("with_initial_state") = true);
   m.def(
       "step",
       [](const Held& w, py::handle x_t, py::handle states, py::handle out) {

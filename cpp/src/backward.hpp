@@ -159,6 +159,7 @@ class BackwardRows {
           if (by_units_ && !team.barrier()) return false;
         }
         if (stage.operand == kNothing) continue;
+        if (stage.operand == kHidden && t == 0 && !call_.dinitial_state[0]) continue;  // all that it would lead to
         const Blocks<T> columns = output_blocks<T>(stage.depth(seq_.sizes));
         const Range outputs = divided(columns.count(), team);
         T* to = stage.operand == kHidden ? d_[0] : doperand_;  // h_prev on top of what is in d; another operand alone
@@ -188,22 +189,28 @@ class BackwardRows {
       const Index first = chunk.row(t, 0);
       const Index begin = larger(all.begin, mine.begin - first);
       const Index end = smaller(smaller(all.end, chunk.active(t)), mine.end - first);
-      const InputRows<T> x = seq_.x(t);
-      for (Index b = begin; b < end; ++b)
-        for (int g = 0; g < (call_.input_factors ? seq_.G : 1); ++g)
-          gather_columns(x[chunk.rows.begin + b], seq_.input_factors(chunk.rows.begin + b, g), I_, first + b,
-                         x_columns_ + g * columns_size(I_));
+      if (begin >= end) continue;
+      const T *row[kRowsAtOnce], *factor[kRowsAtOnce];
+      const auto gather = [&](const auto& from, Index n, int sides, auto&& factors_of, T* columns) {
+        for (Index b = begin; b < end; ++b) row[b - begin] = from[chunk.rows.begin + b];
+        for (int g = 0; g < sides; ++g, columns += columns_size(n)) {
+          for (Index b = begin; b < end; ++b) factor[b - begin] = factors_of(chunk.rows.begin + b, g);
+          gather_columns(row, factor, n, {first + begin, first + end}, columns);
+        }
+      };
+      gather(
+          seq_.x(t), I_, call_.input_factors ? seq_.G : 1,
+          [&](Index b, int g) FASTRNN_ALWAYS { return seq_.input_factors(b, g); }, x_columns_);
       for (int s = 0; s < cell_.stages; ++s) {
         const StageInfo<T>& stage = cell_.stage[s];
         if (stage.operand == kNothing) continue;
-        const Rows<const T> operand = stage.operand >= 0 ? slot(t, stage.operand) : state_before(t, 0);
-        const Index depth = stage.depth(seq_.sizes);
-        for (Index b = begin; b < end; ++b)
-          for (int g = 0; g < left_sides(stage, false); ++g)
-            gather_columns(
-                operand[chunk.rows.begin + b],
-                apart(stage, false) ? seq_.recurrent_factors(chunk.rows.begin + b, stage.first_gate + g) : nullptr,
-                depth, first + b, operand_columns_[s] + g * columns_size(depth));
+        gather(
+            stage.operand >= 0 ? slot(t, stage.operand) : state_before(t, 0), stage.depth(seq_.sizes),
+            left_sides(stage, false),
+            [&](Index b, int g) FASTRNN_ALWAYS {
+              return apart(stage, false) ? seq_.recurrent_factors(b, stage.first_gate + g) : nullptr;
+            },
+            operand_columns_[s]);
       }
     }
     return true;
@@ -421,18 +428,20 @@ class BackwardRows {
     });
   }
 
-  /// Row r of a matrix [chunk_rows, n], times the factors if there are any, into columns, kTileRows at a time:
+  /// Rows of a matrix [chunk_rows, n], times their factors if they have any, into columns, kTileRows at a time:
   /// `[n / kTileRows][chunk row][kTileRows]`.
-  void gather_columns(const T* row, const T* factors, Index n, Index r, T* columns) const {
-    T* to = columns + r * kTileRows;
-    for (Index i = 0; i < n; i += kTileRows, to += chunk_rows_ * kTileRows) {
-      if (factors)
-        for (Index j = 0; j < smaller(kTileRows, n - i); ++j) to[j] = row[i + j] * factors[i + j];
-      else if (n - i >= kTileRows)
-        copy(row + i, to, kTileRows);  // of constant size: two moves
-      else
-        copy(row + i, to, n - i);
-    }
+  void gather_columns(const T* const* row, const T* const* factor, Index n, Range rows, T* columns) const {
+    constexpr Index kMove = kTileRows > 4 ? 8 : 4;  // values that are copied at once
+    T* to = columns + rows.begin * kTileRows;
+    for (Index i = 0; i < n; i += kTileRows, to += chunk_rows_ * kTileRows)
+      with_constant<kTileRows>(smaller(kTileRows, n - i), [&](auto here) {
+        Index r = 0;
+        for (; factor[0] && r < rows.size(); ++r)
+          for (Index j = 0; j < here(); ++j) to[r * kTileRows + j] = row[r][i + j] * factor[r][i + j];
+        for (; n - i >= kMove && r + 1 < rows.size(); ++r)
+          copy(row[r] + i, to + r * kTileRows, kMove);  // the next row overwrites what is too much
+        for (; r < rows.size(); ++r) copy(row[r] + i, to + r * kTileRows, here());
+      });
   }
 
   /// From the dsums of a whole chunk: dx, and its share of dW, dU and db.
@@ -618,10 +627,11 @@ class BackwardRows {
 /// alone.
 template <class T>
 class BackwardPass {
-  // Rows of a part at least; more of them where recurrent weights larger than kCached are read for every step (3 % of a
-  // GRU with 256 units) and there are enough for four parts.
-  static constexpr Index kPartRows = 8, kLargePartRows = 16, kMostParts = 32, kCached = Index(1) << 19;
-  static constexpr Index kMostBytes = Index(64) << 20;  // of all parts' weight gradients
+  // Rows of a part at least: of two parts, of more of them, and where recurrent weights larger than kCached are read
+  // for every step (3 % of a GRU with 256 units) and there are enough for four parts.
+  static constexpr Index kHalfRows = 8, kPartRows = 6, kLargePartRows = 12, kMostParts = 32, kCached = Index(1) << 19;
+  // Of one part's weight gradients, and of those of all parts.
+  static constexpr Index kMostPartBytes = 8'000'000, kMostBytes = Index(64) << 20;
   static constexpr Index kRowsAtOnce = BackwardRows<T>::kRowsAtOnce;
   // Rows times steps of a chunk: amortises loading and storing dW and dU; more of them where all threads share those.
   static constexpr Index kChunkRows = 256, kSharedChunkRows = 512;
@@ -668,8 +678,11 @@ class BackwardPass {
     if (!call.dbias) sizes_[WeightGradients<T>::bias] = 0;
     for (Index size : sizes_) elements_ += size;
     const bool large = sizes_[1] * Index(sizeof(T)) > kCached && call.batch >= 4 * kLargePartRows;
-    parts_ = smaller(call.batch / (large ? kLargePartRows : kPartRows), kMostParts);
-    if (parts_ < 2 || call.time == 0 || parts_ * elements_ > kMostBytes / Index(sizeof(T))) parts_ = 1;
+    const Index least = large ? kLargePartRows : call.batch < 4 * kPartRows ? kHalfRows : kPartRows;
+    parts_ = 1;  // a power of two, as numbers of threads are: three parts keep two threads as busy as four would
+    while (2 * parts_ * least <= call.batch && 2 * parts_ <= kMostParts) parts_ *= 2;
+    const Index bytes = elements_ * Index(sizeof(T));
+    if (call.time == 0 || bytes > kMostPartBytes || parts_ * bytes > kMostBytes) parts_ = 1;
     const Index part_rows = ceil_div(call.batch, parts_);
     rows_ = larger(1, ceil_div(part_rows, larger(1, ceil_div(part_rows, kRowsAtOnce))));
     chunk_rows_ = rows_ * larger(1, smaller((parts_ > 1 ? kChunkRows : kSharedChunkRows) / rows_, call.time));

@@ -11,6 +11,7 @@ import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -156,6 +157,10 @@ class Fastrnn(Peer):
                 y = np.concatenate([outputs[0], outputs[1][:, ::-1]], -1) if join else outputs[0]
             return y
 
+        back = partial(
+            functional.run_backward, with_initial_state=False
+        )  # as of the peers: those of x and the weights
+
         def train() -> Any:
             y, tapes = x, []
             for cells in weights:
@@ -174,11 +179,11 @@ class Fastrnn(Peer):
                 if join:
                     backward, forward = tapes.pop(), tapes.pop()
                     half = d.shape[-1] // 2
-                    one = functional.run_backward(d[..., :half], forward)
-                    two = functional.run_backward(d[:, ::-1, half:], backward)
+                    one = back(d[..., :half], forward)
+                    two = back(d[:, ::-1, half:], backward)
                     d, gradients = one.x + two.x, [*one.weights, *two.weights, *gradients]
                 else:
-                    one = functional.run_backward(d, tapes.pop())
+                    one = back(d, tapes.pop())
                     d, gradients = one.x, [*one.weights, *gradients]
             return y, d, gradients
 
@@ -188,7 +193,7 @@ class Fastrnn(Peer):
 
         def train_one() -> Any:
             y, tape = functional.run_forward(functional.Weights(name, *one_cell), x, return_sequences=True)
-            gradients = functional.run_backward(dy, tape)
+            gradients = back(dy, tape)
             return y, gradients.x, gradients.weights
 
         if mode == "infer":
