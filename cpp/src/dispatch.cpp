@@ -294,12 +294,26 @@ std::int64_t kernel_calls(Cell cell, Pass pass) {
   return calls[static_cast<int>(cell)][static_cast<int>(pass)].load(std::memory_order_relaxed);
 }
 
+namespace {
+/// Memory for one call: on the stack where that is large enough.
+class Workspace {
+ public:
+  explicit Workspace(std::int64_t bytes) : memory_(bytes > kSmall ? allocate(bytes) : Memory()) {}
+  void* get() { return memory_ ? memory_.get() : small_; }
+
+ private:
+  static constexpr std::int64_t kSmall = 1 << 14;
+  const Memory memory_;
+  alignas(64) char small_[kSmall];
+};
+}  // namespace
+
 template <class T>
 static bool run(const Kernels& kernels, const PackedView<T>& w, const Forward<T>& call) {
   require_call(kernels, w, call, call.tape);
   const KernelTable<T>& table = table_of<T>(kernels);
   const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates), call.threads);
-  const Memory workspace = allocate(table.forward_workspace(w, call, threads));
+  Workspace workspace(table.forward_workspace(w, call, threads));
   count(w.cell, Pass::forward);
   return table.forward(w, call, threads, workspace.get());
 }
@@ -316,7 +330,7 @@ static bool run(const Kernels& kernels, const PackedView<T>& w, const Backward<T
   require(call.dparameters || cell_traits(w.cell).parameters == 0, "dparameters must not be null");
   const KernelTable<T>& table = table_of<T>(kernels);
   const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates), call.threads);
-  const Memory workspace = allocate(table.backward_workspace(w, call, threads));
+  Workspace workspace(table.backward_workspace(w, call, threads));
   count(w.cell, Pass::backward);
   return table.backward(w, call, threads, workspace.get());
 }
