@@ -31,8 +31,8 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
-from fastrnn import checkpoint as checkpoints
 from fastrnn import _core, functional, initializers, runtime
+from fastrnn import checkpoint as checkpoints
 from fastrnn.activations import Activation, ActivationLike
 from fastrnn.arguments import (
     CHECKS,
