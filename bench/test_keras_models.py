@@ -59,8 +59,12 @@ def sigmoid(keras):
 
 
 def batches(on_torch, elsewhere):
-    """How many an epoch has. With Keras' own layers one takes long on PyTorch; elsewhere its beginning takes long."""
-    return on_torch if os.environ["KERAS_BACKEND"] == "torch" else elsewhere
+    """How many an epoch has, if not as many as the variable BATCHES says.
+
+    With Keras' own layers one takes long on PyTorch; elsewhere its beginning takes long.
+    """
+    few = on_torch if os.environ["KERAS_BACKEND"] == "torch" else elsewhere
+    return int(os.environ.get("BATCHES", few))
 
 
 def reviews(on_torch=20, elsewhere=100):

@@ -101,7 +101,7 @@ class Gradients(NamedTuple):
     """kernel, recurrent kernel, then bias, peephole, projection, gate_kernel, cell_norm and layer_norm if
     there are any"""
     initial_state: list[Array]
-    """[B, H] for every state, also where none was given"""
+    """[B, H] for every state, also where none was given; none at all if `run_backward` was told so"""
 
 
 # ---- On weights that are prepared once and used often: for layers and bridges
