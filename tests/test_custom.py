@@ -67,7 +67,7 @@ def test_callables_give_what_the_kernels_give_for_the_same_activation(
     with pytest.raises(RuntimeError, match="the tape was already used"):
         backward(dy, tape)
     _, tape = forward(x, *weights, activation=TANH, **settings, **options)
-    assert_close(functional.run_backward(dy, tape, with_initial_state=False), gradients[:2] + ([],), 0)
+    assert_close(functional.run_backward(dy, tape, with_initial_state=False), (*gradients[:2], []), 0)
 
 
 @cases
