@@ -211,7 +211,7 @@ def backward(
     weights, known = tape.weights, dy
     if weights.gate_states and tape.saved is not None and tape.saved.return_state and dy is not None:
         known = _known(weights, f"{weights.name}.backward", "dy", dy, tape.saved.zeros[0].shape[:1], 1)
-    _core.backward(known, tape.core, threads)
+    _core.backward(known, tape.core, threads, with_initial_state)
     saved, tape.saved = tape.saved, None
     if dy is None and saved.return_state:
         dy = [None] * (1 + len(saved.zeros))

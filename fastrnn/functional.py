@@ -242,7 +242,7 @@ def run_backward(
     """Turn the gradient of a forward pass's outputs into those of its inputs; see `lstm_backward`.
 
     Without `with_initial_state` the gradients of the initial states are left out, an empty list: a pass of one step
-    takes half as long.
+    takes a tenth to a half less time.
     """
     if tape.__class__ is ZeroOutputTape:
         dy, tape = tape.gradients(dy), tape.core

@@ -516,11 +516,7 @@ def test_results_do_not_depend_on_threads(isa, problem):
         np.testing.assert_array_equal(one, other)
 
 
-@hypothesis.given(problems())
-@hypothesis.settings(max_examples=50)
-def test_gradients_of_initial_states_can_be_left_out(isa, problem):
-    case, x, weights, options = problem
-
+def leaving_out_initial_states_changes_nothing_else(case, x, weights, options):
     def gradients(**asked):
         outputs, tape = case.functions[1](x, *weights, **options)
         return functional.run_backward(random_gradients(outputs), tape, **asked)
@@ -530,6 +526,32 @@ def test_gradients_of_initial_states_can_be_left_out(isa, problem):
     np.testing.assert_array_equal(others.x, every.x)
     for one, other in zip(others.weights, every.weights, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@hypothesis.given(problems())
+@hypothesis.settings(max_examples=50)
+def test_gradients_of_initial_states_can_be_left_out(isa, problem):
+    leaving_out_initial_states_changes_nothing_else(*problem)
+
+
+@pytest.mark.parametrize("rows", [2, 50])
+def test_gradients_of_initial_states_can_be_left_out_by_several_threads(isa, cell, dtype, rows):
+    """Threads that divide the units, and those that divide the batch."""
+    fastrnn.set_num_threads(2)
+    case = CASES[cell]
+    x, weights, _, _ = random_problem(case, rows, 20, 40, 150, dtype, np.random.default_rng(4))
+    leaving_out_initial_states_changes_nothing_else(case, x, weights, case.settings)
+
+
+def test_a_wrong_with_initial_state_is_refused():
+    case = CASES["lstm"]
+    x, weights, _, _ = random_problem(case, 2, 3, 4, 5, "float32", np.random.default_rng(4))
+    for activation in ("tanh", (np.tanh, lambda y: 1 - y * y)):
+        outputs, tape = case.functions[1](x, *weights, activation=activation)
+        with pytest.raises(
+            TypeError, match=r"functional\.lstm: with_initial_state must be True or False, got str"
+        ):
+            functional.run_backward(outputs, tape, with_initial_state="no")
 
 
 def test_large_masked_batches_do_not_depend_on_threads_and_equal_the_rows_alone(isa, cell, dtype):

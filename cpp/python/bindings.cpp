@@ -1073,18 +1073,20 @@ std::shared_ptr<Tape> restore_tape(const Held& weights, py::handle saved, py::ha
                                options, {return_sequences, return_state, go_backwards});
 }
 
-py::tuple backward(py::handle dy, py::handle tape_in, int threads, bool with_initial_state) {
+py::tuple backward(py::handle dy, py::handle tape_in, int threads, py::handle with_initial_state) {
   if (!py::isinstance<Tape>(tape_in))
     throw py::type_error(
         text("functional.run_backward: tape must be the Tape that a forward pass returned, got ", type_name(tape_in)));
   Tape& tape = *py::cast<std::shared_ptr<Tape>>(tape_in);
-  require_threads(threads, tape.weights ? tape.weights->name : "functional.run_backward");
+  const std::string where = tape.weights ? tape.weights->name : "functional.run_backward";
+  require_threads(threads, where);
+  const bool with_states = flag(with_initial_state, where, "with_initial_state");
   if (tape.consumed)
     throw std::runtime_error(tape.weights->name +
                              ".backward: the tape was already used; run forward again for another gradient");
   tape.consumed = true;  // before the GIL is released: another thread must not use it meanwhile
   try {
-    py::tuple gradients = tape.weights->backward(dy, tape, threads, with_initial_state);
+    py::tuple gradients = tape.weights->backward(dy, tape, threads, with_states);
     tape.saved = no_array();  // the memory
     tape.x = no_array();
     tape.options = Options();
@@ -1197,7 +1199,7 @@ PYBIND11_MODULE(_core, m) {
         py::arg("go_backwards"), py::arg("mask"), py::arg("zero_output_for_mask"), py::arg("dropout_mask"),
         py::arg("recurrent_dropout_mask"), py::arg("zoneout_mask"), py::arg("embedding"));
   m.def("backward", &backward, py::arg("dy"), py::arg("tape"), py::arg("threads"),
-        py::arg("with_initial_state") = true);
+        py::arg("with_initial_state") = py::bool_(true));
   m.def(
       "step",
       [](const Held& w, py::handle x_t, py::handle states, py::handle out) {

@@ -194,8 +194,9 @@ class BackwardRows {
       const auto gather = [&](const auto& from, Index n, int sides, auto&& factors_of, T* columns) {
         for (Index b = begin; b < end; ++b) row[b - begin] = from[chunk.rows.begin + b];
         for (int g = 0; g < sides; ++g, columns += columns_size(n)) {
-          for (Index b = begin; b < end; ++b) factor[b - begin] = factors_of(chunk.rows.begin + b, g);
-          gather_columns(row, factor, n, {first + begin, first + end}, columns);
+          const bool scaled = factors_of(chunk.rows.begin + begin, g);
+          for (Index b = begin; scaled && b < end; ++b) factor[b - begin] = factors_of(chunk.rows.begin + b, g);
+          gather_columns(row, scaled ? factor : nullptr, n, {first + begin, first + end}, columns);
         }
       };
       gather(
@@ -428,18 +429,18 @@ class BackwardRows {
     });
   }
 
-  /// Rows of a matrix [chunk_rows, n], times their factors if they have any, into columns, kTileRows at a time:
-  /// `[n / kTileRows][chunk row][kTileRows]`.
+  /// n values of each row of the chunk in `rows`, times their factors if there are any, into columns, kTileRows at a
+  /// time: `[n / kTileRows][chunk row][kTileRows]`.
   void gather_columns(const T* const* row, const T* const* factor, Index n, Range rows, T* columns) const {
     constexpr Index kMove = kTileRows > 4 ? 8 : 4;  // values that are copied at once
+    static_assert(kTileRows <= kMove && kMove <= 2 * kTileRows, "the next row overwrites what is too much");
     T* to = columns + rows.begin * kTileRows;
     for (Index i = 0; i < n; i += kTileRows, to += chunk_rows_ * kTileRows)
       with_constant<kTileRows>(smaller(kTileRows, n - i), [&](auto here) {
         Index r = 0;
-        for (; factor[0] && r < rows.size(); ++r)
+        for (; factor && r < rows.size(); ++r)
           for (Index j = 0; j < here(); ++j) to[r * kTileRows + j] = row[r][i + j] * factor[r][i + j];
-        for (; n - i >= kMove && r + 1 < rows.size(); ++r)
-          copy(row[r] + i, to + r * kTileRows, kMove);  // the next row overwrites what is too much
+        for (; n - i >= kMove && r + 1 < rows.size(); ++r) copy(row[r] + i, to + r * kTileRows, kMove);
         for (; r < rows.size(); ++r) copy(row[r] + i, to + r * kTileRows, here());
       });
   }
@@ -679,10 +680,12 @@ class BackwardPass {
     for (Index size : sizes_) elements_ += size;
     const bool large = sizes_[1] * Index(sizeof(T)) > kCached && call.batch >= 4 * kLargePartRows;
     const Index least = large ? kLargePartRows : call.batch < 4 * kPartRows ? kHalfRows : kPartRows;
-    parts_ = 1;  // a power of two, as numbers of threads are: three parts keep two threads as busy as four would
-    while (2 * parts_ * least <= call.batch && 2 * parts_ <= kMostParts) parts_ *= 2;
     const Index bytes = elements_ * Index(sizeof(T));
-    if (call.time == 0 || bytes > kMostPartBytes || parts_ * bytes > kMostBytes) parts_ = 1;
+    // A power of two, as most numbers of threads are: two threads take as long for three parts as for four such parts.
+    parts_ = 1;
+    while (call.time > 0 && bytes <= kMostPartBytes && 2 * parts_ * least <= call.batch && 2 * parts_ <= kMostParts &&
+           2 * parts_ * bytes <= kMostBytes)
+      parts_ *= 2;
     const Index part_rows = ceil_div(call.batch, parts_);
     rows_ = larger(1, ceil_div(part_rows, larger(1, ceil_div(part_rows, kRowsAtOnce))));
     chunk_rows_ = rows_ * larger(1, smaller((parts_ > 1 ? kChunkRows : kSharedChunkRows) / rows_, call.time));

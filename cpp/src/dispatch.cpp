@@ -302,7 +302,7 @@ class Workspace {
   void* get() { return memory_ ? memory_.get() : small_; }
 
  private:
-  static constexpr std::int64_t kSmall = 1 << 14;
+  static constexpr std::int64_t kSmall = 1 << 12;
   const Memory memory_;
   alignas(64) char small_[kSmall];
 };

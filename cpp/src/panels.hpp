@@ -194,10 +194,10 @@ void pack(const CellInfo<T>& cell, const Weights<T>& w, Pass pass, T* packed, in
         pack_block(stage, recurrent, depth, n, block, panels.recurrent[s]);
       });
     } else {
-      const Index kernel_blocks = output_blocks<T>(inputs).count(), blocks = output_blocks<T>(depth).count();
-      parallel_for(threads, larger(kernel_blocks, blocks), [&](Index block) {  // to those threads that will read them
-        if (block < kernel_blocks) pack_transposed_block(stage, w.kernel, inputs, n, block, panels.kernel[s]);
-        if (block < blocks) pack_transposed_block(stage, recurrent, depth, n, block, panels.recurrent[s]);
+      parallel_for(threads, output_blocks<T>(inputs).count(),
+                   [&](Index block) { pack_transposed_block(stage, w.kernel, inputs, n, block, panels.kernel[s]); });
+      parallel_for(threads, output_blocks<T>(depth).count(), [&](Index block) {  // to the threads that will read them
+        pack_transposed_block(stage, recurrent, depth, n, block, panels.recurrent[s]);
       });
     }
   }

@@ -157,9 +157,8 @@ class Fastrnn(Peer):
                 y = np.concatenate([outputs[0], outputs[1][:, ::-1]], -1) if join else outputs[0]
             return y
 
-        back = partial(
-            functional.run_backward, with_initial_state=False
-        )  # as of the peers: those of x and the weights
+        # As of the peers: the gradients of x and the weights.
+        back = partial(functional.run_backward, with_initial_state=False)
 
         def train() -> Any:
             y, tapes = x, []
