@@ -189,14 +189,18 @@ class BackwardRows {
       const Index first = chunk.row(t, 0);
       const Index begin = larger(all.begin, mine.begin - first);
       const Index end = smaller(smaller(all.end, chunk.active(t)), mine.end - first);
-      if (begin >= end) continue;
-      const T *row[kRowsAtOnce], *factor[kRowsAtOnce];
       const auto gather = [&](const auto& from, Index n, int sides, auto&& factors_of, T* columns) {
-        for (Index b = begin; b < end; ++b) row[b - begin] = from[chunk.rows.begin + b];
-        for (int g = 0; g < sides; ++g, columns += columns_size(n)) {
-          const bool scaled = factors_of(chunk.rows.begin + begin, g);
-          for (Index b = begin; scaled && b < end; ++b) factor[b - begin] = factors_of(chunk.rows.begin + b, g);
-          gather_columns(row, scaled ? factor : nullptr, n, {first + begin, first + end}, columns);
+        constexpr Index kTogether = 32;
+        const T *row[kTogether], *factor[kTogether];
+        for (Index b = begin; b < end; b += kTogether) {
+          const Index rows = smaller(kTogether, end - b);
+          for (Index r = 0; r < rows; ++r) row[r] = from[chunk.rows.begin + b + r];
+          for (int g = 0; g < sides; ++g) {
+            const bool scaled = factors_of(chunk.rows.begin + b, g);
+            for (Index r = 0; scaled && r < rows; ++r) factor[r] = factors_of(chunk.rows.begin + b + r, g);
+            gather_columns(row, scaled ? factor : nullptr, n, {first + b, first + b + rows},
+                           columns + g * columns_size(n));
+          }
         }
       };
       gather(

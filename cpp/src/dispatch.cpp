@@ -295,14 +295,14 @@ std::int64_t kernel_calls(Cell cell, Pass pass) {
 }
 
 namespace {
-/// Memory for one call: on the stack where that is large enough.
+/// Memory for one call: on the stack where little is enough. (Python threads may have stacks of 32 KiB.)
 class Workspace {
  public:
   explicit Workspace(std::int64_t bytes) : memory_(bytes > kSmall ? allocate(bytes) : Memory()) {}
   void* get() { return memory_ ? memory_.get() : small_; }
 
  private:
-  static constexpr std::int64_t kSmall = 1 << 12;
+  static constexpr std::int64_t kSmall = 1 << 10;
   const Memory memory_;
   alignas(64) char small_[kSmall];
 };
