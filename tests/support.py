@@ -113,7 +113,10 @@ def finite_differences(loss: Callable[[Problem], float], problem: Problem, step:
 
 
 def assert_close(actual, expected, rtol: float, what: str = "result") -> None:
-    """Equal shapes, and max |actual - expected| <= rtol * max |expected|; lists and tuples item by item."""
+    """Equal shapes, and max |actual - expected| <= rtol * max |expected|; lists and tuples item by item.
+
+    Of numbers so small that their type has no normal ones of that size, no digits can be asked for.
+    """
     if isinstance(expected, (list, tuple)):
         assert len(actual) == len(expected), f"{what}: {len(actual)} items, not {len(expected)}"
         names = getattr(expected, "_fields", range(len(expected)))
@@ -124,6 +127,8 @@ def assert_close(actual, expected, rtol: float, what: str = "result") -> None:
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, not {expected.shape}"
     error = np.max(np.abs(actual - expected), initial=0)
     bound = rtol * np.max(np.abs(expected), initial=0)
+    if rtol and actual.dtype.kind == "f":
+        bound += np.finfo(actual.dtype).tiny
     assert error <= bound, f"{what}: largest error {error:.3g}, allowed {bound:.3g}"
 
 
