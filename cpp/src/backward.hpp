@@ -159,7 +159,8 @@ class BackwardRows {
           if (by_units_ && !team.barrier()) return false;
         }
         if (stage.operand == kNothing) continue;
-        if (stage.operand == kHidden && t == 0 && !call_.dinitial_state[0]) continue;  // all that it would lead to
+        // Of the first step's product comes the gradient of the initial state, and nothing else.
+        if (stage.operand == kHidden && t == 0 && !call_.dinitial_state[0]) continue;
         const Blocks<T> columns = output_blocks<T>(stage.depth(seq_.sizes));
         const Range outputs = divided(columns.count(), team);
         T* to = stage.operand == kHidden ? d_[0] : doperand_;  // h_prev on top of what is in d; another operand alone
@@ -190,7 +191,7 @@ class BackwardRows {
       const Index begin = larger(all.begin, mine.begin - first);
       const Index end = smaller(smaller(all.end, chunk.active(t)), mine.end - first);
       const auto gather = [&](const auto& from, Index n, int sides, auto&& factors_of, T* columns) {
-        constexpr Index kTogether = 32;
+        constexpr Index kTogether = 32;  // bounds the stack
         const T *row[kTogether], *factor[kTogether];
         for (Index b = begin; b < end; b += kTogether) {
           const Index rows = smaller(kTogether, end - b);
