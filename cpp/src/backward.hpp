@@ -55,6 +55,7 @@ class BackwardRows {
         I_(seq_.I),
         H_(seq_.H),
         chunk_rows_(chunk_rows),
+        fetches_(seq_.panels.size > Following<T>::kCached),
         d_stride_(ceil_div(larger(H_, seq_.width(0)), kLanes<Vec<T>>) * kLanes<Vec<T>>) {
     for (int s = 0; s < seq_.states; ++s) d_[s] = arena.take<T>(rows * d_stride_);
     if (cell_.stages > 1) doperand_ = arena.take<T>(rows * d_stride_);
@@ -421,9 +422,20 @@ class BackwardRows {
     const T* const panel =
         (input ? seq_.panels.kernel[s] : seq_.panels.recurrent[s]) + first * stage.gates * stage.units(seq_.sizes);
     with_vectors<T, kTileVectors>(columns.is_half(block), columns.used(block), [&](auto vector, auto n) {
+      using V = decltype(vector);
       const auto multiply = [&](int g, const T* const* factors) {
-        multiply_runs<decltype(vector), n()>(lists[g].run, *lists[g].count, row, rows, panel, to, first,
-                                             columns.valid(block), add || g > 0, factors);
+        const Run<T>* const run = lists[g].run;
+        const Index count = *lists[g].count, valid = columns.valid(block);
+        if (!fetches_ || factors)
+          return multiply_runs<V, n(), false>(run, count, row, rows, panel, to, first, valid, add || g > 0, factors);
+        for (Index begin = 0, end; begin < count; begin = end) {
+          Index depth = run[begin].depth;
+          for (end = begin + 1; end < count && depth + run[end].depth <= Following<T>::kPieceDepth; ++end)
+            depth += run[end].depth;
+          const T* const next = panel + (run[end - 1].panel_row + run[end - 1].depth) * n() * kLanes<V>;
+          multiply_runs<V, n(), true>(run + begin, end - begin, row, rows, panel, to, first, valid, add || begin > 0,
+                                      factors, Following<T>::of(next, depth, n() * kLanes<V>, rows));
+        }
       };
       if (!apart(stage, input)) return multiply(0, nullptr);
       const T* factors[kMostChunkRows];
@@ -503,19 +515,16 @@ class BackwardRows {
     for (Index item = mine.begin; item < mine.end;) {
       const Index block = item / tiles, end = smaller(mine.end, (block + 1) * tiles), begin = item;
       for (int gate = 0; gate < left_sides(stage, input); ++gate) {  // one after the other, or all at once
-        const OuterProduct<T> whole =
+        const OuterProduct<T> product =
             outer_product(s, input, block, gate, apart(stage, input) ? gate + 1 : stage.gates, chunk);
         const Index left_gate = input && apart(stage, input) ? stage.first_gate + gate : gate;
         for (item = begin; item < end; ++item) {
           const Index i = (item - block * tiles) * kTileRows;
-          OuterProduct<T> product = whole;
-          product.left = columns + left_gate * columns_size(depth) + i * chunk_rows_;
-          product.to += i * product.to_stride;
-          product.rows = smaller(kTileRows, depth - i);
+          const T* const left = columns + left_gate * columns_size(depth) + i * chunk_rows_;
           if (blocks.is_half(block))
-            product.template run<HalfVec<T>>();
+            product.template run<HalfVec<T>>(left, chunk_rows_ * kTileRows, i, smaller(kTileRows, depth - i));
           else
-            product.template run<Vec<T>>();
+            product.template run<Vec<T>>(left, chunk_rows_ * kTileRows, i, smaller(kTileRows, depth - i));
           if (!team.proceed(chunk.size() * kTileRows * product.vectors * kLanes<Vec<T>>)) return false;
         }
       }
@@ -623,6 +632,7 @@ class BackwardRows {
   RunList runs_[kMaxStages][2][kTileVectors];  ///< of a stage, with WT at 1 and with UT at 0, of a gate
   T* flat_[kMaxStages][2] = {};                ///< as runs_; see flat()
   Stretch* stretches_[kMaxStages] = {};
+  const bool fetches_;  ///< the weights that follow, which are too many for a cache
   WeightGradients<T> gradients_;
   bool by_units_;
 };
@@ -696,7 +706,7 @@ class BackwardPass {
     chunk_rows_ = rows_ * larger(1, smaller((parts_ > 1 ? kChunkRows : kSharedChunkRows) / rows_, call.time));
     division_ = parts_ > 1 ? Division{static_cast<int>(smaller(threads, parts_)), false}
                            : divide(threads, smaller(rows_, call.batch), call.time, seq_.I + larger(H, seq_.width(0)),
-                                    seq_.G * H, output_blocks<T>(H).count(), 2 * seq_.cell.stages, sizeof(T));
+                                    seq_.G * H, output_blocks<T>(H).count(), (seq_.G + 1) * H, 2 * seq_.cell.stages, sizeof(T));
 
     partial_ = arena.take<T>((parts_ - 1) * elements_);
     Arena counter(nullptr);

@@ -13,7 +13,9 @@ namespace {
 
 template <class T>
 class ForwardPass {
-  static constexpr Index kRowsAtOnce = 16 * kTileRows;  // rows that go through all steps together: weights are reused
+  static constexpr Index kRowsAtOnce = kMostRowsByUnits;  // rows that go through all steps together: weights are reused
+  static constexpr Index kTileSums = kTileVectors * kLanes<Vec<T>>;
+  static constexpr Index kPieceDepth = Following<T>::kPieceDepth;
   static constexpr Index kHoistedRows = 8 * kTileRows;  // rows of x.W computed at once where a step has few rows
 
  public:
@@ -48,7 +50,7 @@ class ForwardPass {
         I_(seq_.I),
         H_(seq_.H),
         division_(divide(threads, call.batch, call.time, I_ + larger(H_, seq_.width(0)), seq_.G * H_,
-                         cell_.fewest_blocks(seq_.sizes), cell_.stages, sizeof(T))) {
+                         cell_.fewest_blocks(seq_.sizes), cell_.stages * H_, cell_.stages, sizeof(T))) {
     const Index B = call.batch;
     if (!call.tape && (!call.y || !is_kept_in_y())) h_ = arena.take<T>(2 * B * seq_.width(0));
     for (int s = 1; s < seq_.states; ++s)
@@ -65,6 +67,13 @@ class ForwardPass {
       scaled_rows_ = division_.by_units ? B : smaller(B, kRowsAtOnce);
       scaled_size_ = scaled_rows_ * seq_.G * (I_ + larger(H_, seq_.width(0)));
       scaled_ = arena.take<T>(division_.threads * scaled_size_);
+    }
+    const Index most_rows = division_.by_units ? B : smaller(ceil_div(B, division_.threads), kRowsAtOnce);
+    fetches_ = !seq_.direct && most_rows >= Following<T>::kFewestRows &&
+               seq_.panels.size > Following<T>::kCached * (division_.by_units ? division_.threads : 1);
+    if (fetches_ && most_rows > kTileRows && I_ + larger(H_, seq_.width(0)) > kPieceDepth) {
+      partial_size_ = most_rows * kTileSums;
+      partial_ = arena.take<T>(division_.threads * partial_size_);
     }
     workspace_ = arena.size();
   }
@@ -145,22 +154,28 @@ class ForwardPass {
         for (Index block = mine.begin, together_here; block < mine.end; block += together_here) {
           const Index width = blocks.width(block);
           const Index work = rows.size() * (stage.inputs(seq_.sizes) + stage.depth(seq_.sizes)) * stage.gates * width;
-          const bool fused = stage.fused && !scaled && !at.zoneout;
+          const bool fused = stage.fused && !scaled && !at.zoneout && !fetches_;
           together_here = fused ? blocks_at_once(blocks, {block, mine.end}, work) : 1;
           const Patch patch{rows.begin,         rows.size(),           blocks.first(block),
                             blocks.used(block), blocks.is_half(block), together_here};
           SumInputs<T> from = inputs_of(s, patch.unit);
           from.x = x;
           from.operand = operand;
-          from.hoisted = hoisted ? hoisted + hoisted_offset(stage, patch.unit, width, half + hoisted_row) : nullptr;
-          from.ahead = nullptr;
+          from.hoisted_stride = together * stage.accumulators * width;
+          from.hoisted_block_stride = hoisted_rows() * stage.accumulators * width;
+          if (hoisted) {
+            from.hoisted = hoisted + hoisted_offset(stage, patch.unit, width, half + hoisted_row);
+            from.of_inputs = {0, 0};
+            if (seq_.direct) from.of_units = {0, 0};
+          }
+          if (fetches_)
+            fetch_or_sum_pieces(stage, patch, width, partial_ ? partial_ + team.index * partial_size_ : nullptr,
+                                inputs_of(s, blocks.first(block + 1 < mine.end ? block + 1 : mine.begin)), from);
           if (looks_ahead) {
             from.ahead = hoisted + hoisted_offset(stage, patch.unit, width, kStepsAhead - half);
             from.ahead_depth = ahead_depth;
             from.ahead_tiles = ceil_div(smaller(together, steps - ahead), kTileAhead);
           }
-          from.hoisted_stride = together * stage.accumulators * width;
-          from.hoisted_block_stride = hoisted_rows() * stage.accumulators * width;
           if (fused)
             stage.fused(from, at, patch);
           else
@@ -179,10 +194,40 @@ class ForwardPass {
 
   /// Sums [row][sum][vector].
   struct Tile {
-    alignas(64) T at[kTileRows * kTileVectors * kLanes<Vec<T>>];
+    alignas(64) T at[kTileRows * kTileSums];
   };
   Range divided(Index n, const Team& team) const {
     return division_.by_units ? part(n, team.index, team.size) : Range{0, n};
+  }
+
+  /// Set what is fetched while a block is summed: the panels of the block that follows. If they are large, sum all pieces
+  /// but the last, and leave that to `from`.
+  void fetch_or_sum_pieces(const StageInfo<T>& stage, const Patch& patch, Index columns, T* partial,
+                           const SumInputs<T>& following, SumInputs<T>& from) const {
+    const Index width = stage.gates * columns, inputs = from.of_inputs.size(), units = from.of_units.size();
+    from.next_kernel = Following<T>::of(following.kernel, inputs, width, patch.rows);
+    from.next_recurrent = Following<T>::of(following.recurrent, units, width, patch.rows);
+    if (!partial || inputs + units <= kPieceDepth) return;
+    const Index input_pieces = ceil_div(inputs, kPieceDepth), pieces = input_pieces + ceil_div(units, kPieceDepth);
+    const auto begin = [&](Index i) {
+      if (i < input_pieces) return from.kernel + part(inputs, i, input_pieces).begin * width;
+      if (i < pieces) return from.recurrent + part(units, i - input_pieces, pieces - input_pieces).begin * width;
+      return following.kernel;
+    };
+    for (Index i = 0;; ++i) {
+      const bool input = i < input_pieces;
+      from.of_inputs = input ? part(inputs, i, input_pieces) : Range{0, 0};
+      from.of_units = input ? Range{0, 0} : part(units, i - input_pieces, pieces - input_pieces);
+      from.next_kernel = from.next_recurrent =
+          Following<T>::of(begin(i + 1), from.of_inputs.size() + from.of_units.size(), width, patch.rows);
+      if (i + 1 == pieces) return;
+      for_row_tiles({0, patch.rows}, [&](Index first, Index height) {
+        store_tile_sums(stage, from, first, height, patch.half, patch.vectors, gates_apart(),
+                        partial + first * stage.accumulators * columns);
+      });
+      from.hoisted = partial;
+      from.hoisted_stride = stage.accumulators * columns;
+    }
   }
 
   /// A stage that normalizes, or whose products are normalized: those of all units have to be there before the cell.
@@ -240,8 +285,7 @@ class ForwardPass {
       from.bias = no_bias;
       from.x = x;
       from.operand = operand;
-      from.hoisted = from.ahead = nullptr;
-      (input ? from.units : from.inputs) = 0;
+      (input ? from.of_units : from.of_inputs) = {0, 0};
       for_row_tiles({0, rows.size()}, [&](Index first, Index height) {
         Tile sums;
         store_tile_sums(stage, from, first, height, blocks.is_half(block), vectors, gates_apart(), &sums.at[0]);
@@ -257,7 +301,7 @@ class ForwardPass {
               }
         });
       });
-      if (!team.proceed(rows.size() * (from.inputs + from.units) * stage.gates * blocks.width(block))) return false;
+      if (!team.proceed(rows.size() * (from.of_inputs.size() + from.of_units.size()) * stage.gates * blocks.width(block))) return false;
     }
     return true;
   }
@@ -334,11 +378,15 @@ class ForwardPass {
     const StageInfo<T>& stage = cell_.stage[s];
     const Index inputs = stage.inputs(seq_.sizes), depth = stage.depth(seq_.sizes);
     SumInputs<T> from;
+    from.hoisted = from.ahead = nullptr;
     from.bias = seq_.panels.bias[s] + first * stage.accumulators;
     from.kernel = seq_.panels.kernel[s] + first * inputs * stage.gates;
     from.inputs = inputs;
     from.recurrent = seq_.panels.recurrent[s] + first * depth * stage.gates;
-    from.units = seq_.direct ? 0 : depth;  // else operand.U is among what was hoisted
+    from.units = depth;
+    from.of_inputs = {0, inputs};
+    from.of_units = {0, depth};
+    from.next_kernel = from.next_recurrent = {};
     from.x_gate_stride = I_;
     from.operand_gate_stride = depth;
     return from;
@@ -440,7 +488,7 @@ class ForwardPass {
         }
         with_vectors<T, 1>(blocks.is_half(block), 1, [&](auto vector, auto) {
           with_constant<kTileVectors>(stage.gates * blocks.used(block), [&](auto n) {
-            multiply_runs<decltype(vector), n()>(&x, 1, 0, steps, from.kernel, row, 0, stage.gates * width, true);
+            multiply_runs<decltype(vector), n(), false>(&x, 1, 0, steps, from.kernel, row, 0, stage.gates * width, true);
           });
         });
       }
@@ -509,6 +557,9 @@ class ForwardPass {
   T* slots_ = nullptr;
   T* hoisted_[kMaxStages] = {};
   Index hoisted_size_[kMaxStages] = {};
+  bool fetches_;
+  T* partial_ = nullptr;  ///< a thread's sums of the first pieces of panels
+  Index partial_size_ = 0;
   T* scaled_ = nullptr;  ///< a thread's operands times their factors, see scale_operands
   Index scaled_size_ = 0, scaled_rows_ = 0;
 };

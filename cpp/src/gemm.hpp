@@ -49,13 +49,52 @@ FASTRNN_INLINE void for_row_tiles(Range rows, F&& f) {
   }
 }
 
+/// What a product fetches into the second-level cache beside its work: for every k a line, `step` apart.
+template <class T>
+struct Fetch {
+  const T* first;
+  Index step;
+  FASTRNN_INLINE void next() {
+    __builtin_prefetch(first, 0, 2);
+    first += step;
+  }
+};
+struct NoFetch {
+  FASTRNN_INLINE void next() {}
+};
+
+/// What is read after a piece of a panel, and fetched by the tiles that work on that piece, each its share.
+template <class T>
+struct Following {
+  // Weights of fewer bytes stay in the second-level cache of a processor. A piece of a panel, of at most kPieceDepth rows,
+  // and what follows find room there.
+  static constexpr Index kCached = 3 << 18, kPieceDepth = 1024;
+  static constexpr int kFewestRows = 4;  // of a tile: a lower one has little to do for each line that it reads itself
+
+  const T* first;  ///< null: nothing
+  Index size;      ///< elements
+  Index step;      ///< from a line of a tile's share to the next
+
+  /// For `rows` rows, of as many elements as there are in `depth` rows of a panel of that width.
+  static Following of(const T* first, Index depth, Index width, Index rows) {
+    constexpr Index line = 64 / sizeof(T);
+    return {first, depth * width, larger(width / ceil_div(rows, kTileRows), line) / line * line};
+  }
+  /// The share of the tile that begins at `row` and sums over `depth`; if there is none, `resident` over and over again.
+  FASTRNN_INLINE Fetch<T> share(Index row, Index depth, const T* resident) const {
+    const Index begin = ceil_div(row, kTileRows) * depth * step;
+    return first && begin < size ? Fetch<T>{first + begin, step} : Fetch<T>{resident, 0};
+  }
+};
+
 /// acc[m][Sum::of(v)] += row[m][Sum::left(v) * left_step + k * row_step] * column[v][k * column_step …] for all m, v
 /// and k ascending over [0, depth).
-template <class Sum, class T, class V, int M, int A, int N>
+template <class Sum, class T, class V, int M, int A, int N, class Fetch = NoFetch>
 FASTRNN_INLINE void multiply_add(V (&acc)[M][A], const T* const (&row)[M], Index row_step, Index left_step,
-                                 const T* const (&column)[N], Index column_step, Index depth) {
+                                 const T* const (&column)[N], Index column_step, Index depth, Fetch fetch = {}) {
   for (Index k = 0; k < depth; ++k) {
     V right[N];
+    fetch.next();
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) right[v] = load<V>(column[v] + k * column_step);
 #pragma GCC unroll 8
@@ -126,10 +165,10 @@ struct Run {
 
 /// to[m][first + c] (+)= the runs of row `row` + m, one after the other, times the panel [k][vector][lane] of N vectors
 /// V; for `rows` rows and `columns` of the panel's columns. With factors: (+)= factor[m][first + c] times that.
-template <class V, int N, class T>
+template <class V, int N, bool fetches, class T>
 __attribute__((noinline)) void multiply_runs(const Run<T>* runs, Index count, Index row, Index rows, const T* panel,
                                              T* const* to, Index first, Index columns, bool add,
-                                             const T* const* factor = nullptr) {
+                                             const T* const* factor = nullptr, Following<T> following = {}) {
   constexpr int L = kLanes<V>;
   for_row_tiles({0, rows}, [&](Index r, Index tile_rows) {
     with_constant<kTileRows>(tile_rows, [&](auto height) {
@@ -140,10 +179,14 @@ __attribute__((noinline)) void multiply_runs(const Run<T>* runs, Index count, In
       for (int m = 0; m < M; ++m)
         for (int n = 0; n < N; ++n) acc[m][n] = add && !factor ? load<V>(out(m) + n * L, columns - n * L) : zero<V>();
       const T *left[M], *right[N];
+      constexpr bool here = fetches && M >= Following<T>::kFewestRows;
+      std::conditional_t<here, Fetch<T>, NoFetch> fetch;
+      if constexpr (here) fetch = following.share(r, following.size / (N * L), panel);
       for (const Run<T>* run = runs; run < runs + count; ++run) {
         row_pointers(left, run->first + (row + r) * run->stride, run->stride);
         row_pointers(right, panel + run->panel_row * N * L, L);
-        multiply_add<Same>(acc, left, 1, 0, right, N * L, run->depth);
+        multiply_add<Same>(acc, left, 1, 0, right, N * L, run->depth, fetch);
+        if constexpr (here) fetch.first += run->depth * fetch.step;
       }
       if (factor)
         for (int m = 0; m < M; ++m)
@@ -157,38 +200,42 @@ __attribute__((noinline)) void multiply_runs(const Run<T>* runs, Index count, In
   });
 }
 
-/// to[m][v] (+)= the sum over k < depth of left[k][m] * right[k], at offset[v]: an outer product of `rows` <= kTileRows
-/// columns of the left side, kTileRows apart, and `vectors` <= kTileVectors vectors V of the right side, of which
-/// lanes[v] are kept.
+/// to[m][v] (+)= the sum over k < depth of left[k][m] * right[k], at offset[v]: an outer product of some columns of the
+/// left side and `vectors` <= kTileVectors vectors V of the right side, of which lanes[v] are kept.
 template <class T>
 struct OuterProduct {
-  const T* left;
   const T* right;
   Index right_step, depth;
   T* to;
   Index to_stride;
-  Index rows, vectors;
+  Index vectors;
   Index right_offset[kTileVectors], to_offset[kTileVectors], lanes[kTileVectors];
   bool add;
 
+  /// For `rows` <= kTileRows columns of the left side, kTileRows apart, and as many rows of the result from `row` on.
+  /// Fetches the columns that follow.
   template <class V>
-  void run() const {
+  void run(const T* left, Index following, Index row, Index rows) const {
     with_constant<kTileRows>(rows, [&](auto height) {
       with_constant<kTileVectors>(vectors, [&](auto width) {
         constexpr int M = height(), N = width();
+        T* const first = to + row * to_stride;
         V acc[M][N];
         for (int m = 0; m < M; ++m)
           for (int v = 0; v < N; ++v)
-            acc[m][v] = add ? load<V>(to + m * to_stride + to_offset[v], lanes[v]) : zero<V>();
+            acc[m][v] = add ? load<V>(first + m * to_stride + to_offset[v], lanes[v]) : zero<V>();
         const T *l[M], *r[N];
         if (rows == kTileRows)  // the next tile's: 2 % of a backward pass whose dW and dU no cache holds
           for (int m = 0; m < M; ++m)
-            for (int v = 0; v < N; ++v) __builtin_prefetch(to + (m + kTileRows) * to_stride + to_offset[v], 1, 2);
+            for (int v = 0; v < N; ++v) __builtin_prefetch(first + (m + kTileRows) * to_stride + to_offset[v], 1, 2);
         row_pointers(l, left, 1);
         for (int v = 0; v < N; ++v) r[v] = right + right_offset[v];
-        multiply_add<Same>(acc, l, kTileRows, 0, r, right_step, depth);
+        if constexpr (M == kTileRows)
+          multiply_add<Same>(acc, l, kTileRows, 0, r, right_step, depth, Fetch<T>{left + following, kTileRows});
+        else
+          multiply_add<Same>(acc, l, kTileRows, 0, r, right_step, depth);
         for (int m = 0; m < M; ++m)
-          for (int v = 0; v < N; ++v) store(to + m * to_stride + to_offset[v], acc[m][v], lanes[v]);
+          for (int v = 0; v < N; ++v) store(first + m * to_stride + to_offset[v], acc[m][v], lanes[v]);
       });
     });
   }

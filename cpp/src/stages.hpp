@@ -29,7 +29,7 @@ constexpr int state_slots(const CellTraits& traits) { return state_place(traits,
 /// What the sums of some rows are made of.
 template <class T>
 struct SumInputs {
-  const T* hoisted;  ///< null, or sums of row 0 so far, the other rows hoisted_stride further on; then there is no x
+  const T* hoisted;  ///< null, or sums of row 0 so far instead of the bias, the other rows hoisted_stride further on
   Index hoisted_stride, hoisted_block_stride;
   /// Null, or where, beside the sums of one row, b + x.W of at most kStepsAhead steps that are summed next grows: by
   /// what their x in [ahead_depth.begin, ahead_depth.end) add to it.
@@ -45,6 +45,8 @@ struct SumInputs {
   Index operand_gate_stride;
   const T* recurrent;
   Index units;
+  Range of_inputs, of_units;  ///< the rows of W and U, and of what they multiply, that are summed now
+  Following<T> next_kernel, next_recurrent;   ///< what is fetched during x.W, and during operand.U
 
   /// To the next block of as many units, `width`.
   FASTRNN_INLINE void next_block(Index accumulators, Index gates, Index width) {
@@ -232,10 +234,16 @@ __attribute__((noinline)) void tile_sums_ahead(V (&acc)[A], const SumInputs<T>& 
 }
 
 /// The sums of M rows from `first` on, [row][sum][vector], for a block of N vectors V per sum.
-template <int gates, int apart, class V, int N, int M, bool gates_apart, class T, int A>
+template <int gates, int apart, class V, int N, int M, bool gates_apart, bool fetches, class T, int A>
 FASTRNN_INLINE void tile_sums(V (&sums)[M][A], const SumInputs<T>& from, Index first) {
   constexpr int L = kLanes<V>;
   const T *row[M], *column[gates * N];
+  const auto fetch = [&]([[maybe_unused]] const Following<T>& following, [[maybe_unused]] Index depth) FASTRNN_ALWAYS {
+    if constexpr (fetches)
+      return following.share(first, depth, from.bias);
+    else
+      return NoFetch();
+  };
   if (from.hoisted) {
     for (int m = 0; m < M; ++m)
       for (int i = 0; i < A; ++i) sums[m][i] = load<V>(from.hoisted + (first + m) * from.hoisted_stride + i * L);
@@ -244,12 +252,15 @@ FASTRNN_INLINE void tile_sums(V (&sums)[M][A], const SumInputs<T>& from, Index f
       const V bias = load<V>(from.bias + i * L);
       for (int m = 0; m < M; ++m) sums[m][i] = bias;
     }
-    for (int m = 0; m < M; ++m) row[m] = from.x[first + m];
-    row_pointers(column, from.kernel, L);
-    multiply_add<GateSum<gates, apart, N, false, gates_apart>>(sums, row, 1, from.x_gate_stride, column, gates * N * L,
-                                                               from.inputs);
   }
-  for (int m = 0; m < M; ++m) row[m] = from.operand[first + m];
+  if (from.of_inputs.size() > 0) {
+    for (int m = 0; m < M; ++m) row[m] = from.x[first + m] + from.of_inputs.begin;
+    row_pointers(column, from.kernel + from.of_inputs.begin * gates * N * L, L);
+    const Index depth = from.of_inputs.size();
+    multiply_add<GateSum<gates, apart, N, false, gates_apart>>(sums, row, 1, from.x_gate_stride, column, gates * N * L,
+                                                               depth, fetch(from.next_kernel, depth));
+  }
+  for (int m = 0; m < M; ++m) row[m] = from.operand[first + m] + from.of_units.begin;
   if constexpr (M == 1 && !gates_apart && kSumsAhead)
     if (from.ahead) {
       V one[A];  // `sums` itself would be kept in memory
@@ -258,9 +269,10 @@ FASTRNN_INLINE void tile_sums(V (&sums)[M][A], const SumInputs<T>& from, Index f
       for (int i = 0; i < A; ++i) sums[0][i] = one[i];
       return;
     }
-  row_pointers(column, from.recurrent, L);
+  row_pointers(column, from.recurrent + from.of_units.begin * gates * N * L, L);
+  const Index depth = from.of_units.size();
   multiply_add<GateSum<gates, apart, N, true, gates_apart>>(sums, row, 1, from.operand_gate_stride, column,
-                                                            gates * N * L, from.units);
+                                                            gates * N * L, depth, fetch(from.next_recurrent, depth));
 }
 
 /// The sums of a tile into memory, for any stage.
@@ -274,9 +286,9 @@ void store_tile_sums_of(const SumInputs<T>& from, Index first, Index rows, bool 
       constexpr int N = n(), M = height(), A = sums_per_unit * N;
       V sums[M][A];
       if (gates > 1 && gates_apart)
-        tile_sums<gates, apart, V, N, M, (gates > 1)>(sums, from, first);
+        tile_sums<gates, apart, V, N, M, (gates > 1), M >= Following<T>::kFewestRows>(sums, from, first);
       else
-        tile_sums<gates, apart, V, N, M, false>(sums, from, first);
+        tile_sums<gates, apart, V, N, M, false, M >= Following<T>::kFewestRows>(sums, from, first);
       for (int m = 0; m < M; ++m)
         for (int i = 0; i < A; ++i) store(to + (m * A + i) * kLanes<V>, sums[m][i]);
     });
@@ -421,7 +433,7 @@ void fused_rows(SumInputs<T>& from, const CellRows<T>& at, const Patch& patch) {
         with_constant<kTileRows>(rows, [&](auto height) {
           constexpr int M = height();
           V sums[M][S::accumulators * N];
-          tile_sums<S::gates, S::apart, V, N, M, false>(sums, from, first);
+          tile_sums<S::gates, S::apart, V, N, M, false, false>(sums, from, first);
           finish_tile<Cell, S, V, N, M, 0>(at, row + first, unit, sums);
         });
       });
