@@ -46,21 +46,22 @@ class BackwardRows {
   static constexpr Index kRowsAtOnce = 256;  // bounds the workspace
   static constexpr Index kMostChunkRows = 512;
 
-  /// For at most `rows` rows at once, in chunks of at most `chunk_rows` rows times steps, and so many threads.
-  BackwardRows(const Sequence<T>& sequence, const Backward<T>& call, Index rows, Index chunk_rows, int threads,
-               Arena& arena)
+  /// For at most `rows` rows at once, in chunks of at most `chunk_rows` rows times steps, by so many threads.
+  BackwardRows(const Sequence<T>& sequence, const Backward<T>& call, Index rows, Index chunk_rows,
+               const Processors& team, Arena& arena)
       : call_(call),
         seq_(sequence),
         cell_(seq_.cell),
         I_(seq_.I),
         H_(seq_.H),
         chunk_rows_(chunk_rows),
-        fetches_(seq_.panels.size > Following<T>::kCached),
+        fetches_(seq_.panels.size > team.threads * team.cached),
         d_stride_(ceil_div(larger(H_, seq_.width(0)), kLanes<Vec<T>>) * kLanes<Vec<T>>) {
     for (int s = 0; s < seq_.states; ++s) d_[s] = arena.take<T>(rows * d_stride_);
     if (cell_.stages > 1) doperand_ = arena.take<T>(rows * d_stride_);
     if (cell_.traits.cell_norm) dc_ = arena.take<T>(rows * d_stride_);
-    if (seq_.sizes.normalized || cell_.traits.cell_norm) normalized_row_ = arena.take<T>(threads * 3 * seq_.G * H_);
+    if (seq_.sizes.normalized || cell_.traits.cell_norm)
+      normalized_row_ = arena.take<T>(team.threads * 3 * seq_.G * H_);
     x_columns_ = arena.take<T>((call.input_factors ? seq_.G : 1) * columns_size(I_));
     for (int s = 0; s < cell_.stages; ++s) {
       const StageInfo<T>& stage = cell_.stage[s];
@@ -621,6 +622,7 @@ class BackwardRows {
   const CellInfo<T>& cell_;
   const Index I_, H_;
   const Index chunk_rows_;
+  const bool fetches_;     ///< the weights that follow, which are too many for a cache
   const Index d_stride_;   ///< padded, so that the rows of two threads share no cache line
   T* d_[kMaxStates];       ///< gradients of the states, [row, H]
   T* doperand_ = nullptr;  ///< gradient of what a second stage's U multiplies, or what that stage leaves to the first
@@ -632,7 +634,6 @@ class BackwardRows {
   RunList runs_[kMaxStages][2][kTileVectors];  ///< of a stage, with WT at 1 and with UT at 0, of a gate
   T* flat_[kMaxStages][2] = {};                ///< as runs_; see flat()
   Stretch* stretches_[kMaxStages] = {};
-  const bool fetches_;  ///< the weights that follow, which are too many for a cache
   WeightGradients<T> gradients_;
   bool by_units_;
 };
@@ -653,8 +654,8 @@ class BackwardPass {
   static constexpr Index kChunkRows = 256, kSharedChunkRows = 512;
 
  public:
-  BackwardPass(const PackedView<T>& weights, const Backward<T>& call, int threads, void* workspace)
-      : BackwardPass(weights, call, threads, Arena(workspace)) {}
+  BackwardPass(const PackedView<T>& weights, const Backward<T>& call, const Processors& with, void* workspace)
+      : BackwardPass(weights, call, with, Arena(workspace)) {}
 
   Index workspace() const { return workspace_; }
 
@@ -664,7 +665,7 @@ class BackwardPass {
     return run_team(division_.threads, call_.interrupt, [&](Team& team) {
       Team alone = team.alone();
       Arena arena(workers_ + (parts_ > 1 ? team.index * bytes_per_worker_ : 0));
-      BackwardRows<T> worker(seq_, call_, rows_, chunk_rows_, team_size_, arena);
+      BackwardRows<T> worker(seq_, call_, rows_, chunk_rows_, team_, arena);
       const Range mine = parts_ > 1 ? part(parts_, team.index, team.size) : Range{0, 1};
       for (Index i = mine.begin; i < mine.end; ++i) {
         const Range rows = seq_.schedule.share(i, parts_);
@@ -688,7 +689,7 @@ class BackwardPass {
   }
 
  private:
-  BackwardPass(const PackedView<T>& weights, const Backward<T>& call, int threads, Arena arena)
+  BackwardPass(const PackedView<T>& weights, const Backward<T>& call, const Processors& with, Arena arena)
       : seq_(weights, Pass::backward, call, arena), call_(call), sizes_(weight_sizes(seq_)) {
     const Index H = seq_.H;
     if (!call.dbias) sizes_[WeightGradients<T>::bias] = 0;
@@ -704,14 +705,15 @@ class BackwardPass {
     const Index part_rows = ceil_div(call.batch, parts_);
     rows_ = larger(1, ceil_div(part_rows, larger(1, ceil_div(part_rows, kRowsAtOnce))));
     chunk_rows_ = rows_ * larger(1, smaller((parts_ > 1 ? kChunkRows : kSharedChunkRows) / rows_, call.time));
-    division_ = parts_ > 1 ? Division{static_cast<int>(smaller(threads, parts_)), false}
-                           : divide(threads, smaller(rows_, call.batch), call.time, seq_.I + larger(H, seq_.width(0)),
-                                    seq_.G * H, output_blocks<T>(H).count(), (seq_.G + 1) * H, 2 * seq_.cell.stages, sizeof(T));
+    division_ = parts_ > 1
+                    ? Division{static_cast<int>(smaller(with.threads, parts_)), false}
+                    : divide(with, smaller(rows_, call.batch), call.time, seq_.I + larger(H, seq_.width(0)), seq_.G * H,
+                             output_blocks<T>(H).count(), (seq_.G + 1) * H, 2 * seq_.cell.stages, sizeof(T));
 
     partial_ = arena.take<T>((parts_ - 1) * elements_);
     Arena counter(nullptr);
-    team_size_ = parts_ > 1 ? 1 : division_.threads;
-    BackwardRows<T>(seq_, call, rows_, chunk_rows_, team_size_, counter);
+    team_ = {parts_ > 1 ? 1 : division_.threads, with.cached};
+    BackwardRows<T>(seq_, call, rows_, chunk_rows_, team_, counter);
     bytes_per_worker_ = counter.size();
     workers_ = arena.take<char>(bytes_per_worker_ * (parts_ > 1 ? division_.threads : 1));
     workspace_ = arena.size();
@@ -734,7 +736,7 @@ class BackwardPass {
   Index parts_;
   Index rows_, chunk_rows_;  ///< at once, of a part
   Division division_;
-  int team_size_;  ///< threads that share a worker's memory
+  Processors team_;  ///< that share a worker's memory
   Index workspace_, bytes_per_worker_;
   T* partial_;
   char* workers_;

@@ -2,6 +2,7 @@
 // a kernel runs.
 #include <omp.h>
 #include <pthread.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -119,6 +120,13 @@ class Threads {
   const bool large_;
   const int count_;
 };
+
+/// What a call works with: of the second-level cache of a processor (1 MiB if the system doesn't say) three quarters,
+/// since rows and sums go through it too.
+Processors processors(int threads) {
+  static const long level2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return {threads, (level2 > 0 ? std::int64_t(level2) : std::int64_t(1) << 20) / 4 * 3};
+}
 
 template <class Call>
 double work_of(const Call& call, std::int64_t inputs, std::int64_t units, int gates) {
@@ -313,9 +321,10 @@ static bool run(const Kernels& kernels, const PackedView<T>& w, const Forward<T>
   require_call(kernels, w, call, call.tape);
   const KernelTable<T>& table = table_of<T>(kernels);
   const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates), call.threads);
-  Workspace workspace(table.forward_workspace(w, call, threads));
+  const Processors with = processors(threads);
+  Workspace workspace(table.forward_workspace(w, call, with));
   count(w.cell, Pass::forward);
-  return table.forward(w, call, threads, workspace.get());
+  return table.forward(w, call, with, workspace.get());
 }
 
 template <class T>
@@ -330,9 +339,10 @@ static bool run(const Kernels& kernels, const PackedView<T>& w, const Backward<T
   require(call.dparameters || cell_traits(w.cell).parameters == 0, "dparameters must not be null");
   const KernelTable<T>& table = table_of<T>(kernels);
   const Threads threads(work_of(call, w.inputs, w.units, cell_traits(w.cell).gates), call.threads);
-  Workspace workspace(table.backward_workspace(w, call, threads));
+  const Processors with = processors(threads);
+  Workspace workspace(table.backward_workspace(w, call, with));
   count(w.cell, Pass::backward);
-  return table.backward(w, call, threads, workspace.get());
+  return table.backward(w, call, with, workspace.get());
 }
 
 template <class T>

@@ -19,8 +19,8 @@ class ForwardPass {
   static constexpr Index kHoistedRows = 8 * kTileRows;  // rows of x.W computed at once where a step has few rows
 
  public:
-  ForwardPass(const PackedView<T>& weights, const Forward<T>& call, int threads, void* workspace)
-      : ForwardPass(weights, call, threads, Arena(workspace)) {}
+  ForwardPass(const PackedView<T>& weights, const Forward<T>& call, const Processors& with, void* workspace)
+      : ForwardPass(weights, call, with, Arena(workspace)) {}
 
   Index workspace() const { return workspace_; }
 
@@ -43,13 +43,14 @@ class ForwardPass {
   }
 
  private:
-  ForwardPass(const PackedView<T>& weights, const Forward<T>& call, int threads, Arena arena)
+  ForwardPass(const PackedView<T>& weights, const Forward<T>& call, const Processors& with, Arena arena)
       : call_(call),
         seq_(weights, Pass::forward, call, arena),
         cell_(seq_.cell),
         I_(seq_.I),
         H_(seq_.H),
-        division_(divide(threads, call.batch, call.time, I_ + larger(H_, seq_.width(0)), seq_.G * H_,
+        cached_(with.cached),
+        division_(divide(with, call.batch, call.time, I_ + larger(H_, seq_.width(0)), seq_.G * H_,
                          cell_.fewest_blocks(seq_.sizes), cell_.stages * H_, cell_.stages, sizeof(T))) {
     const Index B = call.batch;
     if (!call.tape && (!call.y || !is_kept_in_y())) h_ = arena.take<T>(2 * B * seq_.width(0));
@@ -70,7 +71,7 @@ class ForwardPass {
     }
     const Index most_rows = division_.by_units ? B : smaller(ceil_div(B, division_.threads), kRowsAtOnce);
     fetches_ = !seq_.direct && most_rows >= Following<T>::kFewestRows &&
-               seq_.panels.size > Following<T>::kCached * (division_.by_units ? division_.threads : 1);
+               seq_.panels.size > cached_ * (division_.by_units ? division_.threads : 1);
     if (fetches_ && most_rows > kTileRows && I_ + larger(H_, seq_.width(0)) > kPieceDepth) {
       partial_size_ = most_rows * kTileSums;
       partial_ = arena.take<T>(division_.threads * partial_size_);
@@ -200,8 +201,8 @@ class ForwardPass {
     return division_.by_units ? part(n, team.index, team.size) : Range{0, n};
   }
 
-  /// Set what is fetched while a block is summed: the panels of the block that follows. If they are large, sum all pieces
-  /// but the last, and leave that to `from`.
+  /// Set what is fetched while a block is summed: the panels of the block that follows. If they are large, sum all
+  /// pieces but the last, and leave that to `from`.
   void fetch_or_sum_pieces(const StageInfo<T>& stage, const Patch& patch, Index columns, T* partial,
                            const SumInputs<T>& following, SumInputs<T>& from) const {
     const Index width = stage.gates * columns, inputs = from.of_inputs.size(), units = from.of_units.size();
@@ -301,7 +302,9 @@ class ForwardPass {
               }
         });
       });
-      if (!team.proceed(rows.size() * (from.of_inputs.size() + from.of_units.size()) * stage.gates * blocks.width(block))) return false;
+      if (!team.proceed(rows.size() * (from.of_inputs.size() + from.of_units.size()) * stage.gates *
+                        blocks.width(block)))
+        return false;
     }
     return true;
   }
@@ -421,11 +424,14 @@ class ForwardPass {
   }
   /// Whether each step of one row also does its part of x.W of later steps. It pays (3 to 11 % of the time) where
   /// x.W is not much less work than h.U, a thread's weights are too many for the first level of its cache, and all
-  /// weights not too many for the last one.
+  /// weights not too many for the last one; not where W would drive a share of U out of the second level (a GRU with
+  /// 512 units and 2 MiB for each thread: 30 % slower).
   bool sums_ahead(Index rows) const {
     constexpr Index kFewest = 1 << 17, kMost = 1 << 23;
     static_assert(2 * kStepsAhead <= kHoistedRows, "two of them are kept");
-    const Index bytes = (I_ + seq_.width(0)) * seq_.G * H_ * Index(sizeof(T));
+    const Index row = seq_.G * H_ * Index(sizeof(T)), bytes = (I_ + seq_.width(0)) * row;
+    const Index here = cached_ * division_.threads;
+    if (seq_.width(0) * row <= here && bytes > here) return false;
     return kSumsAhead && rows == 1 && I_ >= 2 * kStepsAhead && 2 * I_ > H_ && call_.time >= 3 * kStepsAhead &&
            hoisted_steps(1) > 0 && bytes > kFewest * division_.threads && bytes <= kMost && cell_.stage[0].fused &&
            !seq_.zoneout() && !seq_.direct;
@@ -488,7 +494,8 @@ class ForwardPass {
         }
         with_vectors<T, 1>(blocks.is_half(block), 1, [&](auto vector, auto) {
           with_constant<kTileVectors>(stage.gates * blocks.used(block), [&](auto n) {
-            multiply_runs<decltype(vector), n(), false>(&x, 1, 0, steps, from.kernel, row, 0, stage.gates * width, true);
+            multiply_runs<decltype(vector), n(), false>(&x, 1, 0, steps, from.kernel, row, 0, stage.gates * width,
+                                                        true);
           });
         });
       }
@@ -550,6 +557,7 @@ class ForwardPass {
   Sequence<T> seq_;
   const CellInfo<T>& cell_;
   const Index I_, H_;
+  const Index cached_;  ///< see Processors
   const Division division_;
   Index workspace_;
   T* h_ = nullptr;               ///< h of even and odd steps, where it is kept nowhere else

@@ -66,10 +66,9 @@ struct NoFetch {
 /// What is read after a piece of a panel, and fetched by the tiles that work on that piece, each its share.
 template <class T>
 struct Following {
-  // Weights of fewer bytes stay in the second-level cache of a processor. A piece of a panel, of at most kPieceDepth rows,
-  // and what follows find room there.
-  static constexpr Index kCached = 3 << 18, kPieceDepth = 1024;
-  static constexpr int kFewestRows = 4;  // of a tile: a lower one has little to do for each line that it reads itself
+  static constexpr Index kPieceDepth = 1024;  // rows of a piece: with what follows it finds room in such a cache
+  // Of a tile: a lower one has little to do for each line that it reads.
+  static constexpr int kFewestRows = kTileRows > 4 ? 4 : kTileRows;
 
   const T* first;  ///< null: nothing
   Index size;      ///< elements
@@ -78,9 +77,10 @@ struct Following {
   /// For `rows` rows, of as many elements as there are in `depth` rows of a panel of that width.
   static Following of(const T* first, Index depth, Index width, Index rows) {
     constexpr Index line = 64 / sizeof(T);
-    return {first, depth * width, larger(width / ceil_div(rows, kTileRows), line) / line * line};
+    return {first, depth * width, larger(width / ceil_div(larger(rows, 1), kTileRows), line) / line * line};
   }
-  /// The share of the tile that begins at `row` and sums over `depth`; if there is none, `resident` over and over again.
+  /// The share of the tile that begins at `row` and sums over `depth`; if there is none, `resident` over and over
+  /// again.
   FASTRNN_INLINE Fetch<T> share(Index row, Index depth, const T* resident) const {
     const Index begin = ceil_div(row, kTileRows) * depth * step;
     return first && begin < size ? Fetch<T>{first + begin, step} : Fetch<T>{resident, 0};

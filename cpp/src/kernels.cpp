@@ -21,13 +21,13 @@ int tape_slots(Cell cell, const Activation* activations) {
 }
 
 template <template <class> class Pass_, class T, class Call>
-Index workspace(const PackedView<T>& weights, const Call& call, int threads) {
-  return Pass_<T>(weights, call, threads, nullptr).workspace();
+Index workspace(const PackedView<T>& weights, const Call& call, const Processors& with) {
+  return Pass_<T>(weights, call, with, nullptr).workspace();
 }
 
 template <template <class> class Pass_, class T, class Call>
-bool run(const PackedView<T>& weights, const Call& call, int threads, void* memory) {
-  return Pass_<T>(weights, call, threads, memory).run();
+bool run(const PackedView<T>& weights, const Call& call, const Processors& with, void* memory) {
+  return Pass_<T>(weights, call, with, memory).run();
 }
 
 template <class T>

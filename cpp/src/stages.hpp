@@ -45,8 +45,8 @@ struct SumInputs {
   Index operand_gate_stride;
   const T* recurrent;
   Index units;
-  Range of_inputs, of_units;  ///< the rows of W and U, and of what they multiply, that are summed now
-  Following<T> next_kernel, next_recurrent;   ///< what is fetched during x.W, and during operand.U
+  Range of_inputs, of_units;                 ///< the rows of W and U, and of what they multiply, that are summed now
+  Following<T> next_kernel, next_recurrent;  ///< what is fetched during x.W, and during operand.U
 
   /// To the next block of as many units, `width`.
   FASTRNN_INLINE void next_block(Index accumulators, Index gates, Index width) {

@@ -20,16 +20,22 @@ struct PackedView {
   const Weights<T>* direct = nullptr;  ///< the weights where they lie, if they are not packed
 };
 
+/// What a call works with. No result depends on it.
+struct Processors {
+  int threads;
+  std::int64_t cached;  ///< bytes of weights that stay in the second-level cache of each
+};
+
 template <class T>
 struct KernelTable {
   int (*tape_slots)(Cell cell, const Activation* activations);
   std::int64_t (*packed_size)(const Weights<T>& weights, Pass pass);  ///< in bytes
   void (*pack)(const Weights<T>& weights, Pass pass, T* packed, int threads);
-  /// Bytes of workspace that a call needs with so many threads.
-  std::int64_t (*forward_workspace)(const PackedView<T>& weights, const Forward<T>& call, int threads);
-  std::int64_t (*backward_workspace)(const PackedView<T>& weights, const Backward<T>& call, int threads);
-  bool (*forward)(const PackedView<T>& weights, const Forward<T>& call, int threads, void* workspace);
-  bool (*backward)(const PackedView<T>& weights, const Backward<T>& call, int threads, void* workspace);
+  /// Bytes of workspace that a call needs with these processors.
+  std::int64_t (*forward_workspace)(const PackedView<T>& weights, const Forward<T>& call, const Processors& with);
+  std::int64_t (*backward_workspace)(const PackedView<T>& weights, const Backward<T>& call, const Processors& with);
+  bool (*forward)(const PackedView<T>& weights, const Forward<T>& call, const Processors& with, void* workspace);
+  bool (*backward)(const PackedView<T>& weights, const Backward<T>& call, const Processors& with, void* workspace);
   void (*tanh)(const T* x, T* y, std::int64_t n);
   void (*sigmoid)(const T* x, T* y, std::int64_t n);
   double (*measure_limit)(Limit limit, std::int64_t bytes, int threads, T* memory);  ///< memory: threads * bytes

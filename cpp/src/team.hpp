@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include "gemm.hpp"
+#include "table.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -176,19 +177,20 @@ constexpr Index kMostRowsByUnits = 16 * kTileRows;
 /// The cheaper division by a model of the time of one step. `depth`: what one output sums over; `columns`: gates *
 /// units, in `blocks` pieces that no two threads share; `exchanged`: what each row's units leave for all threads to
 /// read, and `barriers`: per step, when divided by units; `bytes`: of one weight.
-inline Division divide(int threads, Index batch, Index time, Index depth, Index columns, Index blocks, Index exchanged,
-                       int barriers, Index bytes) {
+inline Division divide(const Processors& with, Index batch, Index time, Index depth, Index columns, Index blocks,
+                       Index exchanged, int barriers, Index bytes) {
   // In the unit of the model: a cycle that multiplies one vector. A line that another core has just written takes 50 of
-  // them (a SimpleRNN with 256 units and 64 rows: 12 % of its time); weights that no second-level cache holds take up to
-  // two for each line beside those of the products (large layers are 7 to 18 % faster by units).
+  // them (a SimpleRNN with 256 units and 64 rows: 12 % of its time); weights that no second-level cache holds take up
+  // to two for each line beside those of the products (large layers are 7 to 18 % faster by units).
   constexpr double kBarrier = 600, kExchange = 50, kStreaming = 2;
-  constexpr Index kLevel2 = 1 << 20, kLine = 64;
+  constexpr Index kLine = 64;
+  const int threads = with.threads;
   if (threads == 1 || batch == 0 || time == 0) return {1, false};
   const auto step = [&](Index rows, double share) {
     const double lines = double(depth) * double(columns) * share * double(bytes) / kLine;
-    const double beyond = lines * kLine / kLevel2 - 1;
+    const double beyond = lines * kLine / double(with.cached) - 1;
     // Rows below which loading the weights dominates.
-    const Index fewest = beyond <= -0.1 ? 2 : 3;
+    const Index fewest = beyond < 0 ? 2 : 3;
     return lines * (double(larger(rows, fewest)) + (beyond < 0 ? 0 : beyond < kStreaming ? beyond : kStreaming));
   };
   const Index most = smaller(batch, threads);
