@@ -356,6 +356,7 @@ class BackwardRows {
 
   /// The cell's gradient at step t, for some blocks of units.
   void cell_backward(int s, const Chunk& chunk, Index t, Range rows, Range mine) {
+    const Blocks<T> blocks = cell_.stage[s].blocks(seq_.sizes);
     CellRowsBack<T> at;
     at.units = H_;
     at.outputs = seq_.sizes.outputs;
@@ -371,13 +372,13 @@ class BackwardRows {
     at.doperand = {doperand_, d_stride_};
     at.dc = {dc_, d_stride_};
     at.dy = {seq_.schedule, call_.dy, call_.dy_batch_stride, call_.dy_time_stride, t};
-    at.slots_ahead = -seq_.steps_ahead() * seq_.tape_slots() * H_;
-    at.dy_ahead = -seq_.steps_ahead() * call_.dy_time_stride;
+    const auto ahead = seq_.ahead(rows.size(), blocks.width(0), -1, call_.dy_time_stride);
+    at.slots_ahead = ahead.slots;
+    at.dy_ahead = ahead.output;
     for (int i = 0; i < seq_.states; ++i) {
       at.prev[i] = state_before(t, i);
       at.d[i] = {d_[i], d_stride_};
     }
-    const Blocks<T> blocks = cell_.stage[s].blocks(seq_.sizes);
     for (Index block = mine.begin; block < mine.end; ++block) {
       const Patch patch{chunk.rows.begin + rows.begin, rows.size(),
                         blocks.first(block),           blocks.used(block),

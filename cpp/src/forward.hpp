@@ -80,7 +80,7 @@ class ForwardPass {
   }
 
   /// What a cell sees of step k.
-  CellRows<T> step(Index k) const {
+  CellRows<T> step(Index k, Index rows) const {
     CellRows<T> v;
     v.units = H_;
     v.outputs = seq_.sizes.outputs;
@@ -93,8 +93,9 @@ class ForwardPass {
       v.slots = seq_.tape_slot(call_.tape, k, 0);
     else if (slots_)
       v.slots = {slots_, seq_.tape_slots() * H_};
-    v.slots_ahead = call_.tape ? seq_.steps_ahead() * seq_.tape_slots() * H_ : 0;
-    v.y_ahead = seq_.steps_ahead() * call_.y_time_stride;
+    const auto ahead = seq_.ahead(rows, cell_.stage[0].blocks(seq_.sizes).width(0), 1, call_.y_time_stride);
+    v.slots_ahead = call_.tape ? ahead.slots : 0;
+    v.y_ahead = ahead.output;
     if (call_.tape || !is_kept_in_y()) v.y = {seq_.schedule, call_.y, call_.y_batch_stride, call_.y_time_stride, k};
     for (int s = 0; s < seq_.states; ++s) {
       v.next[s] = state_rows(s, k);
@@ -127,7 +128,7 @@ class ForwardPass {
         half = overlaps ? kStepsAhead - half : 0;
       }
       const Range rows{all.begin, all.begin + seq_.schedule.active(all, k)};
-      CellRows<T> at = step(k);
+      CellRows<T> at = step(k, rows.size());
       for (int s = 0; seq_.zoneout() && s < kMaxStates; ++s) zoneout[s] = seq_.zoneout(s, k);
       if (seq_.zoneout()) at.zoneout = zoneout;
       Standard<T> standards[2][kRowsAtOnce];  // of x.W and of the product with U, by row

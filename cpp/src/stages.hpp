@@ -92,7 +92,7 @@ struct CellRowsBack {
   const Activation* activations;
   Rows<const T> slots, prev[kMaxStates];
   CallRows<const T> dy, factors;     ///< false: none
-  Index slots_ahead, dy_ahead;       ///< as in CellRows; negative, as steps go backwards here
+  Index slots_ahead, dy_ahead;       ///< as in CellRows; negative where steps are fetched
   const CallRows<const T>* zoneout;  ///< of each state; null: none of any
   Rows<T> d[kMaxStates];
   Rows<const T> doperand;
