@@ -84,6 +84,9 @@ BY_UNITS = [(1, 10, 3, 200), (2, 12, 3, 130), (5, 5, 3, 130), (7, 7, 65, 64)]  #
 SIZES += [*BY_ROWS, *BY_UNITS]
 # A row alone does its part of x.W of later steps at each step, see cpp/src/forward.hpp; rows together don't.
 SUMS_AHEAD = (3, 67, 131, 260)
+# Weights that no second-level cache holds, in panels so deep that they are multiplied piece by piece.
+PIECES = (20, 2, 600, 1300)
+SIZES += [PIECES]
 
 sizes_id = "B{0[0]}-T{0[1]}-I{0[2]}-H{0[3]}".format
 bias_or_not = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
@@ -372,7 +375,7 @@ def test_a_closed_update_gate_keeps_the_state_of_a_gru(isa, dtype):
 # ---- The same bits
 
 
-@pytest.mark.parametrize("sizes", [*BY_ROWS, *BY_UNITS, (1, *SUMS_AHEAD[1:])], ids=sizes_id)
+@pytest.mark.parametrize("sizes", [*BY_ROWS, *BY_UNITS, (1, *SUMS_AHEAD[1:]), PIECES], ids=sizes_id)
 def test_bits_do_not_depend_on_the_number_of_threads_and_do_not_change_from_run_to_run(
     isa, dtype, cell, sizes
 ):
@@ -395,6 +398,7 @@ def test_bits_do_not_depend_on_the_number_of_threads_and_do_not_change_from_run_
         *[(s, range(s[0] + 1)) for s in BY_UNITS[1:]],
         (BY_UNITS[-1], [0, 3, 7]),
         (SUMS_AHEAD, range(4)),
+        (PIECES, [0, 1, 5, 20]),
     ],
     ids=lambda v: sizes_id(v) if isinstance(v, tuple) else "-".join(map(str, v)),
 )
