@@ -10,6 +10,7 @@ from fastrnn import _core
 from fastrnn.benchmark.workloads import GATES, Workload
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+MOST_READ = 16 << 20  # bytes per thread, of a cache: a larger one is shared with who knows whom, weights are smaller
 ASSUMED = [("L1", 32 << 10, 1), ("L2", 1 << 20, 1), ("L3", 32 << 20, 8)]  # where the system names none
 
 
@@ -90,7 +91,7 @@ def measure(dtype: str, threads: int) -> Limits:
     last = 0.0
     for name, size, processors in cache_sizes():
         capacity = float(size * -(-threads // processors))
-        read = int(capacity / threads / 2)  # half of it, so that nothing else displaces it
+        read = int(min(capacity / threads / 2, MOST_READ))  # half of it, so that nothing else displaces it
         levels.append(Level(name, capacity, _core.measure_limit("bandwidth", dtype, threads, read)))
         last = capacity
     beyond = int(min(max(4 * last, 1 << 27), 1 << 30) / threads)
