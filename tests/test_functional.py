@@ -86,7 +86,7 @@ SIZES += [*BY_ROWS, *BY_UNITS]
 SUMS_AHEAD = (3, 67, 131, 260)
 # Weights that no second-level cache holds, in panels so deep that they are multiplied piece by piece.
 PIECES = (20, 2, 600, 1300)
-SIZES += [PIECES]
+SIZES += [PIECES, (9, 2, 2100, 300)]
 
 sizes_id = "B{0[0]}-T{0[1]}-I{0[2]}-H{0[3]}".format
 bias_or_not = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])

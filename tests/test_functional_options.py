@@ -588,6 +588,38 @@ def test_large_masked_batches_do_not_depend_on_threads_and_equal_the_rows_alone(
     )
 
 
+@pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before", "lstm_projected_0"])
+def test_threads_may_have_shares_of_very_different_sizes_of_a_ragged_batch(isa, name, dropout):
+    """Weights that no cache holds, in deep panels; few long rows for one thread, many short ones for the other."""
+    case = CASES[name]
+    rng = np.random.default_rng(5)
+    B, T, I, H = 100, 8, 700, 1100 if case.projected else 400
+    x, weights, others, states = random_problem(case, B, T, I, H, "float32", rng)
+    mask = np.arange(T) < np.where(np.arange(B) < 4, T, 1)[:, None]
+    options = {"mask": mask, "return_sequences": True, "return_state": True, "initial_state": states}
+    if dropout:
+        options["dropout_mask"] = factors((B, case.gates, I), rng, "float32")
+        options["recurrent_dropout_mask"] = factors((B, case.gates, states[0].shape[1]), rng, "float32")
+    results = []
+    for threads in (1, 2):
+        outputs, tape = case.functions[1](x, *weights, threads=threads, **options | others | case.settings)
+        gradients = case.functions[2](random_gradients(outputs), tape)
+        results.append([*outputs, gradients.x, *gradients.weights, *gradients.initial_state])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+    some = slice(2, 9)
+    options |= {n: v[some] for n, v in options.items() if isinstance(v, np.ndarray)}
+    options["initial_state"] = [s[some] for s in states]
+    part = case.functions[0](x[some], *weights, **options | others | case.settings)
+    for whole, of_part in zip(results[0], part, strict=False):
+        np.testing.assert_array_equal(whole[some], of_part)
+    expected = case.reference.forward(
+        wide(x[some]), *wide(weights), **wide(options | others) | case.settings
+    )[0]
+    assert_close(part, expected, 2e-5)
+
+
 def test_lengths_are_short_for_a_mask():
     x, weights, _, _ = random_problem(CASES["lstm"], 3, 5, 2, 4, "float32", 0)
     run = partial(functional.lstm, x, *weights, return_sequences=True)

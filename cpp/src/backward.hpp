@@ -48,20 +48,20 @@ class BackwardRows {
 
   /// For at most `rows` rows at once, in chunks of at most `chunk_rows` rows times steps, by so many threads.
   BackwardRows(const Sequence<T>& sequence, const Backward<T>& call, Index rows, Index chunk_rows,
-               const Processors& team, Arena& arena)
+               const Processors& sharing, Arena& arena)
       : call_(call),
         seq_(sequence),
         cell_(seq_.cell),
         I_(seq_.I),
         H_(seq_.H),
         chunk_rows_(chunk_rows),
-        fetches_(seq_.panels.size > team.threads * team.cached),
+        fetches_(seq_.panels.size > sharing.threads * sharing.cached),
         d_stride_(ceil_div(larger(H_, seq_.width(0)), kLanes<Vec<T>>) * kLanes<Vec<T>>) {
     for (int s = 0; s < seq_.states; ++s) d_[s] = arena.take<T>(rows * d_stride_);
     if (cell_.stages > 1) doperand_ = arena.take<T>(rows * d_stride_);
     if (cell_.traits.cell_norm) dc_ = arena.take<T>(rows * d_stride_);
     if (seq_.sizes.normalized || cell_.traits.cell_norm)
-      normalized_row_ = arena.take<T>(team.threads * 3 * seq_.G * H_);
+      normalized_row_ = arena.take<T>(sharing.threads * 3 * seq_.G * H_);
     x_columns_ = arena.take<T>((call.input_factors ? seq_.G : 1) * columns_size(I_));
     for (int s = 0; s < cell_.stages; ++s) {
       const StageInfo<T>& stage = cell_.stage[s];
@@ -429,14 +429,15 @@ class BackwardRows {
         const Run<T>* const run = lists[g].run;
         const Index count = *lists[g].count, valid = columns.valid(block);
         if (!fetches_ || factors)
-          return multiply_runs<V, n(), false>(run, count, row, rows, panel, to, first, valid, add || g > 0, factors);
+          return multiply_runs<V, n(), false>(run, count, row, rows, panel, to, first, valid, add || g > 0, {},
+                                              factors);
         for (Index begin = 0, end; begin < count; begin = end) {
           Index depth = run[begin].depth;
           for (end = begin + 1; end < count && depth + run[end].depth <= Following<T>::kPieceDepth; ++end)
             depth += run[end].depth;
           const T* const next = panel + (run[end - 1].panel_row + run[end - 1].depth) * n() * kLanes<V>;
           multiply_runs<V, n(), true>(run + begin, end - begin, row, rows, panel, to, first, valid, add || begin > 0,
-                                      factors, Following<T>::of(next, depth, n() * kLanes<V>, rows));
+                                      Following<T>::of(next, depth, n() * kLanes<V>, rows));
         }
       };
       if (!apart(stage, input)) return multiply(0, nullptr);
@@ -666,7 +667,7 @@ class BackwardPass {
     return run_team(division_.threads, call_.interrupt, [&](Team& team) {
       Team alone = team.alone();
       Arena arena(workers_ + (parts_ > 1 ? team.index * bytes_per_worker_ : 0));
-      BackwardRows<T> worker(seq_, call_, rows_, chunk_rows_, team_, arena);
+      BackwardRows<T> worker(seq_, call_, rows_, chunk_rows_, sharing_, arena);
       const Range mine = parts_ > 1 ? part(parts_, team.index, team.size) : Range{0, 1};
       for (Index i = mine.begin; i < mine.end; ++i) {
         const Range rows = seq_.schedule.share(i, parts_);
@@ -713,8 +714,8 @@ class BackwardPass {
 
     partial_ = arena.take<T>((parts_ - 1) * elements_);
     Arena counter(nullptr);
-    team_ = {parts_ > 1 ? 1 : division_.threads, with.cached};
-    BackwardRows<T>(seq_, call, rows_, chunk_rows_, team_, counter);
+    sharing_ = {parts_ > 1 ? 1 : division_.threads, with.cached};
+    BackwardRows<T>(seq_, call, rows_, chunk_rows_, sharing_, counter);
     bytes_per_worker_ = counter.size();
     workers_ = arena.take<char>(bytes_per_worker_ * (parts_ > 1 ? division_.threads : 1));
     workspace_ = arena.size();
@@ -737,7 +738,7 @@ class BackwardPass {
   Index parts_;
   Index rows_, chunk_rows_;  ///< at once, of a part
   Division division_;
-  Processors team_;  ///< that share a worker's memory
+  Processors sharing_;  ///< that share a worker's memory
   Index workspace_, bytes_per_worker_;
   T* partial_;
   char* workers_;

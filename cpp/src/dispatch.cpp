@@ -124,7 +124,11 @@ class Threads {
 /// What a call works with: of the second-level cache of a processor (1 MiB if the system doesn't say) three quarters,
 /// since rows and sums go through it too.
 Processors processors(int threads) {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
   static const long level2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#else
+  constexpr long level2 = 0;
+#endif
   return {threads, (level2 > 0 ? std::int64_t(level2) : std::int64_t(1) << 20) / 4 * 3};
 }
 

@@ -51,7 +51,8 @@ class ForwardPass {
         H_(seq_.H),
         cached_(with.cached),
         division_(divide(with, call.batch, call.time, I_ + larger(H_, seq_.width(0)), seq_.G * H_,
-                         cell_.fewest_blocks(seq_.sizes), cell_.stages * H_, cell_.stages, sizeof(T))) {
+                         cell_.fewest_blocks(seq_.sizes),
+                         (cell_.stages + (seq_.sizes.normalized ? 2 * seq_.G : 0)) * H_, cell_.stages, sizeof(T))) {
     const Index B = call.batch;
     if (!call.tape && (!call.y || !is_kept_in_y())) h_ = arena.take<T>(2 * B * seq_.width(0));
     for (int s = 1; s < seq_.states; ++s)
@@ -69,9 +70,8 @@ class ForwardPass {
       scaled_size_ = scaled_rows_ * seq_.G * (I_ + larger(H_, seq_.width(0)));
       scaled_ = arena.take<T>(division_.threads * scaled_size_);
     }
-    const Index most_rows = division_.by_units ? B : smaller(ceil_div(B, division_.threads), kRowsAtOnce);
-    fetches_ = !seq_.direct && most_rows >= Following<T>::kFewestRows &&
-               seq_.panels.size > cached_ * (division_.by_units ? division_.threads : 1);
+    const Index most_rows = smaller(B, kRowsAtOnce);  // shares of a masked batch differ
+    fetches_ = !seq_.direct && most_rows >= Following<T>::kFewestRows && seq_.panels.size > cached_here();
     if (fetches_ && most_rows > kTileRows && I_ + larger(H_, seq_.width(0)) > kPieceDepth) {
       partial_size_ = most_rows * kTileSums;
       partial_ = arena.take<T>(division_.threads * partial_size_);
@@ -80,7 +80,7 @@ class ForwardPass {
   }
 
   /// What a cell sees of step k.
-  CellRows<T> step(Index k, Index rows) const {
+  CellRows<T> step(Index k) const {
     CellRows<T> v;
     v.units = H_;
     v.outputs = seq_.sizes.outputs;
@@ -93,9 +93,6 @@ class ForwardPass {
       v.slots = seq_.tape_slot(call_.tape, k, 0);
     else if (slots_)
       v.slots = {slots_, seq_.tape_slots() * H_};
-    const auto ahead = seq_.ahead(rows, cell_.stage[0].blocks(seq_.sizes).width(0), 1, call_.y_time_stride);
-    v.slots_ahead = call_.tape ? ahead.slots : 0;
-    v.y_ahead = ahead.output;
     if (call_.tape || !is_kept_in_y()) v.y = {seq_.schedule, call_.y, call_.y_batch_stride, call_.y_time_stride, k};
     for (int s = 0; s < seq_.states; ++s) {
       v.next[s] = state_rows(s, k);
@@ -128,7 +125,7 @@ class ForwardPass {
         half = overlaps ? kStepsAhead - half : 0;
       }
       const Range rows{all.begin, all.begin + seq_.schedule.active(all, k)};
-      CellRows<T> at = step(k, rows.size());
+      CellRows<T> at = step(k);
       for (int s = 0; seq_.zoneout() && s < kMaxStates; ++s) zoneout[s] = seq_.zoneout(s, k);
       if (seq_.zoneout()) at.zoneout = zoneout;
       Standard<T> standards[2][kRowsAtOnce];  // of x.W and of the product with U, by row
@@ -136,6 +133,9 @@ class ForwardPass {
         const StageInfo<T>& stage = cell_.stage[s];
         const Blocks<T> blocks = stage.blocks(seq_.sizes);
         const Range mine = divided(blocks.count(), team);
+        const auto to_fetch = seq_.ahead(rows.size(), blocks.width(0), 1, call_.y_time_stride);
+        at.slots_ahead = call_.tape ? to_fetch.slots : 0;
+        at.y_ahead = to_fetch.output;
         if (stage.normalizes || stage.normalized(seq_.sizes)) {
           if (!run_normalized(s, at, k, rows, mine, standards, team)) return false;
           continue;
@@ -194,6 +194,9 @@ class ForwardPass {
     return true;
   }
 
+  /// Bytes of weights that stay in caches, of all that a thread reads in a step.
+  Index cached_here() const { return cached_ * (division_.by_units ? division_.threads : 1); }
+
   /// Sums [row][sum][vector].
   struct Tile {
     alignas(64) T at[kTileRows * kTileSums];
@@ -202,26 +205,24 @@ class ForwardPass {
     return division_.by_units ? part(n, team.index, team.size) : Range{0, n};
   }
 
-  /// Set what is fetched while a block is summed: the panels of the block that follows. If they are large, sum all
-  /// pieces but the last, and leave that to `from`.
+  /// Set what is fetched while a block is summed: the panels of the block that follows in the same stage. If they are
+  /// deep, sum all pieces but the last, and leave that to `from`.
   void fetch_or_sum_pieces(const StageInfo<T>& stage, const Patch& patch, Index columns, T* partial,
                            const SumInputs<T>& following, SumInputs<T>& from) const {
-    const Index width = stage.gates * columns, inputs = from.of_inputs.size(), units = from.of_units.size();
-    from.next_kernel = Following<T>::of(following.kernel, inputs, width, patch.rows);
-    from.next_recurrent = Following<T>::of(following.recurrent, units, width, patch.rows);
-    if (!partial || inputs + units <= kPieceDepth) return;
-    const Index input_pieces = ceil_div(inputs, kPieceDepth), pieces = input_pieces + ceil_div(units, kPieceDepth);
-    const auto begin = [&](Index i) {
-      if (i < input_pieces) return from.kernel + part(inputs, i, input_pieces).begin * width;
-      if (i < pieces) return from.recurrent + part(units, i - input_pieces, pieces - input_pieces).begin * width;
-      return following.kernel;
+    const Index width = stage.gates * columns, inputs = from.of_inputs.size(), depth = inputs + from.of_units.size();
+    const auto panel = [&](Index row) {  // rows of W, of U, and then those of what follows
+      const SumInputs<T>& of = row < depth ? from : following;
+      const Index r = row < depth ? row : row - depth;
+      return r < inputs ? of.kernel + r * width : of.recurrent + (r - inputs) * width;
     };
-    for (Index i = 0;; ++i) {
-      const bool input = i < input_pieces;
-      from.of_inputs = input ? part(inputs, i, input_pieces) : Range{0, 0};
-      from.of_units = input ? Range{0, 0} : part(units, i - input_pieces, pieces - input_pieces);
-      from.next_kernel = from.next_recurrent =
-          Following<T>::of(begin(i + 1), from.of_inputs.size() + from.of_units.size(), width, patch.rows);
+    const Index pieces = partial ? ceil_div(depth, kPieceDepth) : 1;
+    for (Index i = 0; i < pieces; ++i) {
+      const Range piece = part(depth, i, pieces);
+      from.of_inputs = {smaller(piece.begin, inputs), smaller(piece.end, inputs)};
+      from.of_units = {larger(piece.begin - inputs, 0), larger(piece.end - inputs, 0)};
+      const Index next_units = piece.end + from.of_inputs.size();
+      from.next_kernel = Following<T>::of(panel(piece.end), from.of_inputs.size(), width, patch.rows);
+      from.next_recurrent = Following<T>::of(panel(next_units), from.of_units.size(), width, patch.rows);
       if (i + 1 == pieces) return;
       for_row_tiles({0, patch.rows}, [&](Index first, Index height) {
         store_tile_sums(stage, from, first, height, patch.half, patch.vectors, gates_apart(),
@@ -431,8 +432,7 @@ class ForwardPass {
     constexpr Index kFewest = 1 << 17, kMost = 1 << 23;
     static_assert(2 * kStepsAhead <= kHoistedRows, "two of them are kept");
     const Index row = seq_.G * H_ * Index(sizeof(T)), bytes = (I_ + seq_.width(0)) * row;
-    const Index here = cached_ * division_.threads;
-    if (seq_.width(0) * row <= here && bytes > here) return false;
+    if (seq_.width(0) * row <= cached_here() && bytes > cached_here()) return false;
     return kSumsAhead && rows == 1 && I_ >= 2 * kStepsAhead && 2 * I_ > H_ && call_.time >= 3 * kStepsAhead &&
            hoisted_steps(1) > 0 && bytes > kFewest * division_.threads && bytes <= kMost && cell_.stage[0].fused &&
            !seq_.zoneout() && !seq_.direct;

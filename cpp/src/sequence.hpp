@@ -85,10 +85,11 @@ class Sequence {
   struct Ahead {
     Index slots, output;
   };
-  /// A row's steps lie one after the other, but between two of them all other rows are visited, so that processors don't
-  /// fetch ahead by themselves. `direction`: of the steps. Two steps ahead (7 % of training a GRU with 32 units and 128
-  /// rows); where that is more than a cache keeps for so long, the next block of units, `columns` wide (4 % of training
-  /// an LSTM with 1024 units and 64 rows). Nothing of a tape that is likely to be in a cache: it costs up to 1 %.
+  /// A row's steps lie one after the other, but between two of them all other rows are visited, so that processors
+  /// don't fetch ahead by themselves. `direction`: of the steps. Two steps ahead (7 % of training a GRU with 32 units
+  /// and 128 rows); where that is more than a cache keeps for so long, the next block of units, `columns` wide (4 % of
+  /// training an LSTM with 1024 units and 64 rows). Nothing of a tape that is likely to be in a cache: it costs up to 1
+  /// %.
   Ahead ahead(Index rows, Index columns, Index direction, Index output_time_stride) const {
     constexpr Index kCached = 1 << 22, kStepCached = 1 << 18;
     const Index step = tape_slots() * H, bytes = step * Index(sizeof(T));

@@ -23,7 +23,7 @@ struct PackedView {
 /// What a call works with. No result depends on it.
 struct Processors {
   int threads;
-  std::int64_t cached;  ///< bytes of weights that stay in the second-level cache of each
+  std::int64_t cached;  ///< bytes of weights that stay in the second-level cache of each, if it has one of its own
 };
 
 template <class T>
