@@ -10,7 +10,7 @@ from fastrnn import _core
 from fastrnn.benchmark.workloads import GATES, Workload
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-MOST_READ = 16 << 20  # bytes per thread, of a cache: a larger one is shared with who knows whom, weights are smaller
+MOST_READ = 16 << 20  # bytes of a cache per thread: a larger one is shared, and no weights fill it
 ASSUMED = [("L1", 32 << 10, 1), ("L2", 1 << 20, 1), ("L3", 32 << 20, 8)]  # where the system names none
 
 
