@@ -46,7 +46,7 @@ class BackwardRows {
   static constexpr Index kRowsAtOnce = 256;  // bounds the workspace
   static constexpr Index kMostChunkRows = 512;
 
-  /// For at most `rows` rows at once, in chunks of at most `chunk_rows` rows times steps, by so many threads.
+  /// For at most `rows` rows at once, in chunks of at most `chunk_rows` rows times steps, by the threads that share it.
   BackwardRows(const Sequence<T>& sequence, const Backward<T>& call, Index rows, Index chunk_rows,
                const Processors& sharing, Arena& arena)
       : call_(call),

@@ -427,7 +427,7 @@ class ForwardPass {
   /// Whether each step of one row also does its part of x.W of later steps. It pays (3 to 11 % of the time) where
   /// x.W is not much less work than h.U, a thread's weights are too many for the first level of its cache, and all
   /// weights not too many for the last one; not where W would drive a share of U out of the second level (a GRU with
-  /// 512 units and 2 MiB for each thread: 30 % slower).
+  /// 512 units and 2 MiB for each thread: 13 to 30 % slower).
   bool sums_ahead(Index rows) const {
     constexpr Index kFewest = 1 << 17, kMost = 1 << 23;
     static_assert(2 * kStepsAhead <= kHoistedRows, "two of them are kept");
@@ -566,7 +566,7 @@ class ForwardPass {
   T* slots_ = nullptr;
   T* hoisted_[kMaxStages] = {};
   Index hoisted_size_[kMaxStages] = {};
-  bool fetches_;
+  bool fetches_;          ///< the panels that follow, as the weights are too many for a cache
   T* partial_ = nullptr;  ///< a thread's sums of the first pieces of panels
   Index partial_size_ = 0;
   T* scaled_ = nullptr;  ///< a thread's operands times their factors, see scale_operands

@@ -66,7 +66,7 @@ struct NoFetch {
 /// What is read after a piece of a panel, and fetched by the tiles that work on that piece, each its share: a line for
 /// every k. A row of a panel has up to four lines, so that fewer than four tiles leave some, every second or so, to the
 /// processor's own fetching. (With fetching and pieces, on 2 cores: forward passes of large layers take 15 to 25 % less
-/// time, backward passes 10 to 14 %; pieces of 160 or 320 rows are no faster.)
+/// time, backward passes 10 to 14 %.)
 template <class T>
 struct Following {
   static constexpr Index kPieceDepth = 1024;  // rows of a piece: with what follows it finds room in such a cache
