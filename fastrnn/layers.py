@@ -426,6 +426,8 @@ class _Recurrent(KeepsStates):
             x_t, packed = self._prepare(x_t, "x_t", "[batch, features]", ".step")
         if states is not None:
             states = self._prepare_states(states, "states", ".step")
+        if packed.__class__ is Weights and not self.zoneout:
+            return _core.step(packed, x_t, states, out)  # the frame of run_step takes 0.1 us
         if isinstance(packed, Embedded):
             packed, embedding = packed
             x_t = self._rows(x_t, embedding)

@@ -175,9 +175,11 @@ class BackwardRows {
           if (by_units_ && !team.barrier()) return false;
           continue;
         }
-        for (Index block = outputs.begin; block < outputs.end; ++block) {
-          multiply_gates(s, false, columns, block, chunk.row(t, rows.begin), rows.size(), row, stage.operand == kHidden,
-                         [&](int g, Index m) {
+        const Walk walk(outputs, t);
+        for (Index i = 0; i < walk.size(); ++i) {
+          const Index block = walk.at(i);
+          multiply_gates(s, false, columns, block, walk.following(i), chunk.row(t, rows.begin), rows.size(), row,
+                         stage.operand == kHidden, [&](int g, Index m) {
                            return seq_.recurrent_factors(chunk.rows.begin + rows.begin + m, stage.first_gate + g);
                          });
           if (!team.proceed(rows.size() * stage.gates * stage.units(seq_.sizes) * columns.width(block))) return false;
@@ -372,7 +374,7 @@ class BackwardRows {
     at.doperand = {doperand_, d_stride_};
     at.dc = {dc_, d_stride_};
     at.dy = {seq_.schedule, call_.dy, call_.dy_batch_stride, call_.dy_time_stride, t};
-    const auto ahead = seq_.ahead(rows.size(), blocks.width(0), -1, call_.dy_time_stride);
+    const auto ahead = seq_.ahead(rows.size(), blocks.width(0), call_.dy_time_stride, Pass::backward);
     at.slots_ahead = ahead.slots;
     at.dy_ahead = ahead.output;
     for (int i = 0; i < seq_.states; ++i) {
@@ -380,9 +382,13 @@ class BackwardRows {
       at.d[i] = {d_[i], d_stride_};
     }
     for (Index block = mine.begin; block < mine.end; ++block) {
-      const Patch patch{chunk.rows.begin + rows.begin, rows.size(),
-                        blocks.first(block),           blocks.used(block),
-                        blocks.is_half(block),         1};
+      const Patch patch{chunk.rows.begin + rows.begin,
+                        rows.size(),
+                        blocks.first(block),
+                        blocks.used(block),
+                        blocks.is_half(block),
+                        1,
+                        false};
       cell_.stage[s].backward(at, patch, dsums(s, block, chunk.row(t, rows.begin)));
     }
   }
@@ -414,15 +420,18 @@ class BackwardRows {
   }
 
   /// One block of dsums.WT (input) or dsums.UT, by the list of all gates; or, where the gates have left sides of their
-  /// own, by each gate's list times its factors of row m, factor(gate, m).
+  /// own, by each gate's list times its factors of row m, factor(gate, m). Fetches what follows: block `next`.
   template <class F>
-  void multiply_gates(int s, bool input, const Blocks<T>& columns, Index block, Index row, Index rows, T* const* to,
-                      bool add, F&& factor) const {
+  void multiply_gates(int s, bool input, const Blocks<T>& columns, Index block, Index next, Index row, Index rows,
+                      T* const* to, bool add, F&& factor) const {
     const StageInfo<T>& stage = cell_.stage[s];
     const RunList* const lists = runs_[s][input];
     const Index first = columns.first(block);
-    const T* const panel =
-        (input ? seq_.panels.kernel[s] : seq_.panels.recurrent[s]) + first * stage.gates * stage.units(seq_.sizes);
+    const auto panel_of = [&](Index block) {
+      return (input ? seq_.panels.kernel[s] : seq_.panels.recurrent[s]) +
+             columns.first(block) * stage.gates * stage.units(seq_.sizes);
+    };
+    const T* const panel = panel_of(block);
     with_vectors<T, kTileVectors>(columns.is_half(block), columns.used(block), [&](auto vector, auto n) {
       using V = decltype(vector);
       const auto multiply = [&](int g, const T* const* factors) {
@@ -435,9 +444,9 @@ class BackwardRows {
           Index depth = run[begin].depth;
           for (end = begin + 1; end < count && depth + run[end].depth <= Following<T>::kPieceDepth; ++end)
             depth += run[end].depth;
-          const T* const next = panel + (run[end - 1].panel_row + run[end - 1].depth) * n() * kLanes<V>;
+          const T* const following = end < count ? panel + run[end].panel_row * n() * kLanes<V> : panel_of(next);
           multiply_runs<V, n(), true>(run + begin, end - begin, row, rows, panel, to, first, valid, add || begin > 0,
-                                      Following<T>::of(next, depth, n() * kLanes<V>, rows));
+                                      Following<T>::of(following, depth, n() * kLanes<V>, rows));
         }
       };
       if (!apart(stage, input)) return multiply(0, nullptr);
@@ -498,8 +507,9 @@ class BackwardRows {
     if (direct) return team.proceed(rows.size() * I_ * seq_.G * H_);
     const Blocks<T> outputs = output_blocks<T>(I_);
     for (Index block = 0; block < outputs.count(); ++block) {
+      const Index next = smaller(block + 1, outputs.count() - 1);
       for (int s = 0; s < cell_.stages && cell_.stage[s].sees_x(); ++s)
-        multiply_gates(s, true, outputs, block, rows.begin, rows.size(), row, s > 0,
+        multiply_gates(s, true, outputs, block, next, rows.begin, rows.size(), row, s > 0,
                        [&](int g, Index m) { return seq_.input_factors(batch_row[m], cell_.stage[s].first_gate + g); });
       if (!team.proceed(rows.size() * outputs.width(block) * seq_.G * H_)) return false;
     }

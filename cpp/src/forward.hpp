@@ -133,7 +133,9 @@ class ForwardPass {
         const StageInfo<T>& stage = cell_.stage[s];
         const Blocks<T> blocks = stage.blocks(seq_.sizes);
         const Range mine = divided(blocks.count(), team);
-        const auto to_fetch = seq_.ahead(rows.size(), blocks.width(0), 1, call_.y_time_stride);
+        const Walk walk(mine, k);
+        const auto to_fetch =
+            seq_.ahead(rows.size(), walk.direction() * blocks.width(0), call_.y_time_stride, Pass::forward);
         at.slots_ahead = call_.tape ? to_fetch.slots : 0;
         at.y_ahead = to_fetch.output;
         if (stage.normalizes || stage.normalized(seq_.sizes)) {
@@ -153,13 +155,14 @@ class ForwardPass {
         for (Index t = 0; looks_ahead && t < together; ++t)
           x[t] = call_.x + smaller(ahead + t, steps - 1) * call_.x_time_stride + rows.begin * call_.x_batch_stride;
         if (seq_.direct) sum_directly(s, rows.size(), mine, x, operand, hoisted);
-        for (Index block = mine.begin, together_here; block < mine.end; block += together_here) {
+        for (Index i = 0, together_here; i < walk.size(); i += together_here) {
+          const Index block = walk.at(i);
           const Index width = blocks.width(block);
           const Index work = rows.size() * (stage.inputs(seq_.sizes) + stage.depth(seq_.sizes)) * stage.gates * width;
           const bool fused = stage.fused && !scaled && !at.zoneout && !fetches_;
-          together_here = fused ? blocks_at_once(blocks, {block, mine.end}, work) : 1;
-          const Patch patch{rows.begin,         rows.size(),           blocks.first(block),
-                            blocks.used(block), blocks.is_half(block), together_here};
+          together_here = fused ? blocks_at_once(blocks, walk, i, work) : 1;
+          const Patch patch{rows.begin,    rows.size(), blocks.first(block), blocks.used(block), blocks.is_half(block),
+                            together_here, walk.back};
           SumInputs<T> from = inputs_of(s, patch.unit);
           from.x = x;
           from.operand = operand;
@@ -172,7 +175,7 @@ class ForwardPass {
           }
           if (fetches_)
             fetch_or_sum_pieces(stage, patch, width, partial_ ? partial_ + team.index * partial_size_ : nullptr,
-                                inputs_of(s, blocks.first(block + 1 < mine.end ? block + 1 : mine.begin)), from);
+                                inputs_of(s, blocks.first(walk.following(i))), from);
           if (looks_ahead) {
             from.ahead = hoisted + hoisted_offset(stage, patch.unit, width, kStepsAhead - half);
             from.ahead_depth = ahead_depth;
@@ -188,7 +191,8 @@ class ForwardPass {
             });
           if (!team.proceed(together_here * work)) return false;
         }
-        if (division_.by_units && !team.barrier()) return false;
+        const bool ends = k + 1 == steps && s + 1 == cell_.stages && !finishes();
+        if (division_.by_units && !ends && !team.barrier()) return false;
       }
     }
     return true;
@@ -240,7 +244,8 @@ class ForwardPass {
     const Blocks<T> blocks = stage.blocks(seq_.sizes);
     const auto run_cell = [&](auto&& sums_of) {
       for (Index block = mine.begin; block < mine.end; ++block) {
-        const Patch patch{rows.begin, rows.size(), blocks.first(block), blocks.used(block), blocks.is_half(block), 1};
+        const Patch patch{rows.begin, rows.size(), blocks.first(block), blocks.used(block), blocks.is_half(block),
+                          1,          false};
         for_row_tiles({0, rows.size()}, [&](Index first, Index height) {
           Tile sums;
           sums_of(patch, first, height, sums.at);
@@ -369,12 +374,11 @@ class ForwardPass {
     return fma(load<V>(gain, valid), n, b);
   }
 
-  /// How many blocks from the first of a range on are as wide as it is, as far as they are little work together.
-  static Index blocks_at_once(const Blocks<T>& blocks, Range range, Index work_of_one) {
+  /// How many blocks from number i of a walk on are as wide as that one, as far as they are little work together.
+  static Index blocks_at_once(const Blocks<T>& blocks, const Walk& walk, Index i, Index work_of_one) {
     constexpr Index kWork = 10'000'000;  // 0.1 ms
-    const Index alike = blocks.is_half(range.begin) || blocks.used(range.begin) < blocks.vectors
-                            ? 1
-                            : smaller(range.end, blocks.whole() / blocks.vectors) - range.begin;
+    const Index block = walk.at(i), whole = blocks.whole() / blocks.vectors;
+    const Index alike = block >= whole ? 1 : walk.back ? walk.size() - i : smaller(walk.blocks.end, whole) - block;
     return alike * work_of_one <= kWork ? alike : smaller(alike, larger(1, kWork / work_of_one));
   }
 
@@ -449,8 +453,9 @@ class ForwardPass {
   void sum_directly(int s, Index rows, Range mine, const T* const* x, const T* const* operand, T* to) const {
     const StageInfo<T>& stage = cell_.stage[s];
     const Blocks<T> blocks = stage.blocks(seq_.sizes);
+    const Walk walk(mine, 0);
     for (Index block = mine.begin, alike; block < mine.end; block += alike) {
-      alike = blocks_at_once(blocks, {block, mine.end}, 0);
+      alike = blocks_at_once(blocks, walk, block - mine.begin, 0);
       const Index first = blocks.first(block), width = blocks.width(block), size = stage.accumulators * width;
       T* row[kRowsAtOnce];
       for (Index b = 0; b < rows; ++b) {
@@ -527,6 +532,13 @@ class ForwardPass {
     return scaled + scaled_rows_ * stage.gates * I_;
   }
 
+  /// Whether anything is left to finish() for the threads that divide the units.
+  bool finishes() const {
+    bool all_there = !seq_.schedule.masked();
+    for (int s = 0; s < seq_.states; ++s)
+      all_there = all_there && (!call_.final_state[s] || state_rows(s, call_.time - 1).data == call_.final_state[s]);
+    return !all_there;
+  }
   /// The final states that were not written in place, and the outputs of masked steps.
   void finish(Range rows) const {
     const Schedule& schedule = seq_.schedule;

@@ -95,6 +95,7 @@ struct Following {
 template <class Sum, class T, class V, int M, int A, int N, class Beside = NoFetch>
 FASTRNN_INLINE void multiply_add(V (&acc)[M][A], const T* const (&row)[M], Index row_step, Index left_step,
                                  const T* const (&column)[N], Index column_step, Index depth, Beside beside = {}) {
+#pragma GCC unroll 2  // large layers are 2 to 5 % faster
   for (Index k = 0; k < depth; ++k) {
     V right[N];
     beside.next();
@@ -126,13 +127,15 @@ FASTRNN_INLINE void row_pointers(T* (&rows)[M], T* first, Index stride) {
 }
 
 /// How columns are cut into blocks of `vectors` <= kTileVectors vectors each, a power of two (no division at each
-/// step). The last block may have fewer; where half a vector holds what is left over, the last block is one of those.
+/// step). The last block may have fewer; of blocks of one vector it is half a vector where that holds what is left
+/// over. (A half vector beside several whole ones would be a narrow block, whose sums wait for each other: backward
+/// passes with 20 units were 8 to 18 % slower.)
 template <class T>
 struct Blocks {
   static constexpr Index kWhole = kLanes<Vec<T>>, kHalf = kLanes<HalfVec<T>>;
   Index columns, vectors = 1;
 
-  bool has_half() const { return kHalf < kWhole && columns % kWhole > 0 && columns % kWhole <= kHalf; }
+  bool has_half() const { return vectors == 1 && kHalf < kWhole && columns % kWhole > 0 && columns % kWhole <= kHalf; }
   Index whole() const { return ceil_div(columns - has_half() * (columns % kWhole), kWhole); }  ///< whole vectors
   Index count() const { return ((whole() + vectors - 1) >> __builtin_ctzll(vectors)) + has_half(); }
   bool is_half(Index block) const { return kHalf < kWhole && block * vectors >= whole(); }
@@ -142,6 +145,21 @@ struct Blocks {
   Index width(Index block) const { return is_half(block) ? kHalf : used(block) * kWhole; }  ///< columns and padding
   Index valid(Index block) const { return smaller(width(block), columns - first(block)); }  ///< columns
   Index padded() const { return whole() * kWhole + has_half() * kHalf; }
+};
+
+/// The order in which blocks of weights are visited: every other step goes from the last one to the first. What a cache
+/// keeps of weights that are too many for it is what the step before visited last. (With 2 MiB of cache for each core,
+/// steps of one row: GRU with 512 units on one thread 30 % faster, LSTM with 1024 on two 15 %.)
+struct Walk {
+  Range blocks;
+  bool back;
+
+  Walk(Range blocks, Index step) : blocks(blocks), back(step % 2 != 0) {}
+  Index size() const { return blocks.size(); }
+  Index at(Index i) const { return back ? blocks.end - 1 - i : blocks.begin + i; }
+  /// The block after number i; after the last one itself, with which the next step begins.
+  Index following(Index i) const { return at(smaller(i + 1, size() - 1)); }
+  Index direction() const { return back ? -1 : 1; }
 };
 
 /// f(V(), std::integral_constant<int, N>()) with the type and the number of a block's vectors.

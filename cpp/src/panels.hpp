@@ -19,21 +19,21 @@ struct Panels {
   T* kernel[kMaxStages];
   T* recurrent[kMaxStages];
   T* parameters;
-  T* layer_norm;  ///< [2, G*H]
-  T* cell_norm;   ///< [2, H]
-  Index padded_units;
-  Index size;  ///< bytes
+  T* layer_norm;       ///< [2, G*H]
+  T* cell_norm;        ///< [2, H]
+  Index padded_units;  ///< as many whole vectors as units need
+  Index size;          ///< bytes
 
   /// `direct`: W and U are read where they lie, and are not among the panels.
   Panels(const CellInfo<T>& cell, Pass pass, const Sizes& n, void* base, bool direct = false)
-      : padded_units(Blocks<T>{n.units}.padded()) {
+      : padded_units(output_blocks<T>(n.units).padded()) {
     Arena arena(base);
     for (int s = 0; s < cell.stages; ++s) {
       const StageInfo<T>& stage = cell.stage[s];
       const Index units = stage.units(n), columns = stage.blocks(n).padded();
       const auto size = [&](Index rows) {
         if (direct) return Index(0);
-        return stage.gates * (pass == Pass::forward ? rows * columns : units * Blocks<T>{rows}.padded());
+        return stage.gates * (pass == Pass::forward ? rows * columns : units * output_blocks<T>(rows).padded());
       };
       bias[s] = pass == Pass::forward ? arena.take<T>(stage.accumulators * columns) : nullptr;
       kernel[s] = arena.take<T>(size(stage.inputs(n)));

@@ -117,9 +117,17 @@ FASTRNN_INLINE V copy_sign(const V& magnitude, const V& sign) {
 }
 
 // ---- What Eigen 3.4 has no portable name for: the larger of a limit and a value that may be NaN (then NaN), a choice
-// ---- by sign bit, bits shifted within each lane, and loads and stores of the first n lanes.
+// ---- by sign bit, bits shifted within each lane, the halves of a vector, and loads and stores of the first n lanes.
 
 #if defined(EIGEN_VECTORIZE_AVX512)
+FASTRNN_INLINE void split(const ei::Packet16f& both, ei::Packet8f& low, ei::Packet8f& high) {
+  low = _mm512_castps512_ps256(both);
+  high = _mm512_extractf32x8_ps(both, 1);
+}
+FASTRNN_INLINE void split(const ei::Packet8d& both, ei::Packet4d& low, ei::Packet4d& high) {
+  low = _mm512_castpd512_pd256(both);
+  high = _mm512_extractf64x4_pd(both, 1);
+}
 FASTRNN_INLINE ei::Packet16f max_or_nan(const ei::Packet16f& limit, const ei::Packet16f& v) {
   return _mm512_max_ps(limit, v);
 }

@@ -48,10 +48,11 @@ struct SumInputs {
   Range of_inputs, of_units;                 ///< the rows of W and U, and of what they multiply, that are summed now
   Following<T> next_kernel, next_recurrent;  ///< what is fetched during x.W, and during operand.U
 
-  /// To the next block of as many units, `width`.
-  FASTRNN_INLINE void next_block(Index accumulators, Index gates, Index width) {
-    if (hoisted) hoisted += hoisted_block_stride;
-    if (ahead) ahead += hoisted_block_stride;
+  /// To the next block of as many units, `width`, or to the one before it: `direction` is 1 or -1.
+  FASTRNN_INLINE void next_block(Index accumulators, Index gates, Index width, Index direction) {
+    if (hoisted) hoisted += direction * hoisted_block_stride;
+    if (ahead) ahead += direction * hoisted_block_stride;
+    width *= direction;
     bias += accumulators * width;
     kernel += inputs * gates * width;
     recurrent += units * gates * width;
@@ -64,7 +65,8 @@ struct Patch {
   Index row, rows, unit;
   Index vectors;  ///< so many whole vectors of units,
   bool half;      ///< or one half vector,
-  Index blocks;   ///< in each of so many blocks, one after the other
+  Index blocks;   ///< in each of so many blocks, one after the other,
+  bool back;      ///< or one before the other
 };
 
 /// One step as a cell's forward sees it.
@@ -233,10 +235,18 @@ __attribute__((noinline)) void tile_sums_ahead(V (&acc)[A], const SumInputs<T>& 
   for (int i = 0; i < A; ++i) acc[i] = own[i];
 }
 
-/// The sums of M rows from `first` on, [row][sum][vector], for a block of N vectors V per sum.
+/// The sums of M rows from `first` on, [row][sum][vector], for a block of N vectors V per sum. Half vectors of two
+/// gates lie next to each other everywhere, and are summed as one whole vector.
 template <int gates, int apart, class V, int N, int M, bool gates_apart, bool fetches, class T, int A>
 FASTRNN_INLINE void tile_sums(V (&sums)[M][A], const SumInputs<T>& from, Index first) {
   constexpr int L = kLanes<V>;
+  if constexpr (L < kLanes<Vec<T>> && gates % 2 == 0 && apart < 0 && M > 1 && !gates_apart) {
+    Vec<T> pairs[M][A / 2];
+    tile_sums<gates / 2, apart, Vec<T>, N, M, gates_apart, fetches>(pairs, from, first);
+    for (int m = 0; m < M; ++m)
+      for (int i = 0; i < A; i += 2) split(pairs[m][i / 2], sums[m][i], sums[m][i + 1]);
+    return;
+  }
   const T *row[M], *column[gates * N];
   const auto fetch = [&]([[maybe_unused]] const Following<T>& following, [[maybe_unused]] Index depth) FASTRNN_ALWAYS {
     if constexpr (fetches)
@@ -421,14 +431,15 @@ FASTRNN_INLINE void finish_tile(const CellRows<T>& at, Index row, Index unit, co
   }
 }
 
-/// Leaves `from` where the next block begins. (Called once for many blocks: with a call for each, a step of one row
-/// took 30 ns longer per block.)
+/// Leaves `from` where the block after the last begins. (Called once for many blocks: with a call for each, a step of
+/// one row took 30 ns longer per block.)
 template <class Cell, class S, class T>
 void fused_rows(SumInputs<T>& from, const CellRows<T>& at, const Patch& patch) {
   with_vectors<T, kTileVectors / S::accumulators>(patch.half, patch.vectors, [&](auto vector, auto n) {
     using V = decltype(vector);
     constexpr int N = n();
-    for (Index block = 0, unit = patch.unit; block < patch.blocks; ++block, unit += N * kLanes<V>) {
+    const Index direction = patch.back ? -1 : 1;
+    for (Index block = 0, unit = patch.unit; block < patch.blocks; ++block, unit += direction * N * kLanes<V>) {
       for_row_tiles({0, patch.rows}, [&, row = patch.row](Index first, Index rows) {
         with_constant<kTileRows>(rows, [&](auto height) {
           constexpr int M = height();
@@ -437,7 +448,7 @@ void fused_rows(SumInputs<T>& from, const CellRows<T>& at, const Patch& patch) {
           finish_tile<Cell, S, V, N, M, 0>(at, row + first, unit, sums);
         });
       });
-      from.next_block(S::accumulators, S::gates, N * kLanes<V>);
+      from.next_block(S::accumulators, S::gates, N * kLanes<V>, direction);
     }
   });
 }
