@@ -180,8 +180,8 @@ constexpr Index kMostRowsByUnits = 16 * kTileRows;
 inline Division divide(const Processors& with, Index batch, Index time, Index depth, Index columns, Index blocks,
                        Index exchanged, int barriers, Index bytes) {
   // In the unit of the model: a cycle that multiplies one vector. A line that another core has just written takes 50 of
-  // them (a SimpleRNN with 256 units and 64 rows: 12 % of its time); weights that no second-level cache holds take up
-  // to two for each line beside those of the products (large layers are 7 to 18 % faster by units).
+  // them (a SimpleRNN with 256 units and 64 rows: 12 % of its time); weights that no second-level cache holds take one
+  // or two for each line beside those of the products (large layers are 7 to 18 % faster by units).
   constexpr double kBarrier = 600, kExchange = 50, kStreaming = 2;
   constexpr Index kLine = 64;
   const int threads = with.threads;
@@ -191,7 +191,8 @@ inline Division divide(const Processors& with, Index batch, Index time, Index de
     const double beyond = lines * kLine / double(with.cached) - 1;
     // Rows below which loading the weights dominates.
     const Index fewest = beyond < 0 ? 2 : 3;
-    return lines * (double(larger(rows, fewest)) + (beyond < 0 ? 0 : beyond < kStreaming ? beyond : kStreaming));
+    const double streaming = beyond < 0 ? 0 : beyond < 1 ? 1 : beyond < kStreaming ? beyond : kStreaming;
+    return lines * (double(larger(rows, fewest)) + streaming);
   };
   const Index most = smaller(batch, threads);
   const double alone = step(batch, 1), by_rows = step(ceil_div(batch, most), 1);

@@ -72,8 +72,9 @@ def note_lines(results: Results) -> list[str]:
     """Return which rows are beyond the limit, and why peers, or rows of theirs, have no times, a line for each reason."""
     beyond = [f"{row.workload.name} {row.mode}" for row in results.rows if (row.share or 0) > 1]
     lines = [
-        f"More than 100 % of the limit ({_some(beyond)}): the limits were measured while other programs used the "
-        "processors, or their clock was lower; run again on an idle machine."
+        f"More than 100 % of the limit ({_some(beyond)}): a part of weights that are too many for a cache stays in it "
+        "from step to step; else other programs used the processors while the limits were measured, or their clock "
+        "was lower: run again on an idle machine."
     ] * bool(beyond)
     lines += [
         f"{PEERS[what].label if what in PEERS else what}: {why}" for what, why in results.missing.items()
