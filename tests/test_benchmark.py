@@ -378,10 +378,10 @@ def test_table(results, capsys):
     assert "JAX: broke (a train, b infer)" in out
 
 
-def test_rows_beyond_the_limit_are_said_to_be_no_measurement_of_an_idle_machine(results, capsys):
+def test_the_table_says_why_rows_may_be_beyond_the_limit(results, capsys):
     assert "100 %" not in report.markdown(results)
     results.rows[0].limit = results.rows[0].times["fastrnn"] * 1.01
-    line = f"More than 100 % of the limit ({results.rows[0].workload.name} infer): the limits were measured while other"
+    line = f"More than 100 % of the limit ({results.rows[0].workload.name} infer): a part of weights that are too many"
     assert f"- {line}" in report.markdown(results)
     report.print_table(results)
     assert line in " ".join(capsys.readouterr().out.split())

@@ -86,7 +86,9 @@ SIZES += [*BY_ROWS, *BY_UNITS]
 SUMS_AHEAD = (3, 67, 131, 260)
 # Weights that no second-level cache holds, in panels so deep that they are multiplied piece by piece.
 PIECES = (20, 2, 600, 1300)
-SIZES += [PIECES, (9, 2, 2100, 300)]
+# … and x.W of these few rows is computed for many steps at once, with steps for a second time.
+STREAMED = (8, 27, 500, 470)
+SIZES += [PIECES, (9, 2, 2100, 300), STREAMED]
 
 sizes_id = "B{0[0]}-T{0[1]}-I{0[2]}-H{0[3]}".format
 bias_or_not = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
@@ -375,7 +377,7 @@ def test_a_closed_update_gate_keeps_the_state_of_a_gru(isa, dtype):
 # ---- The same bits
 
 
-@pytest.mark.parametrize("sizes", [*BY_ROWS, *BY_UNITS, (1, *SUMS_AHEAD[1:]), PIECES], ids=sizes_id)
+@pytest.mark.parametrize("sizes", [*BY_ROWS, *BY_UNITS, (1, *SUMS_AHEAD[1:]), PIECES, STREAMED], ids=sizes_id)
 def test_bits_do_not_depend_on_the_number_of_threads_and_do_not_change_from_run_to_run(
     isa, dtype, cell, sizes
 ):
@@ -399,6 +401,7 @@ def test_bits_do_not_depend_on_the_number_of_threads_and_do_not_change_from_run_
         (BY_UNITS[-1], [0, 3, 7]),
         (SUMS_AHEAD, range(4)),
         (PIECES, [0, 1, 5, 20]),
+        (STREAMED, [0, 2, 8]),
     ],
     ids=lambda v: sizes_id(v) if isinstance(v, tuple) else "-".join(map(str, v)),
 )

@@ -16,7 +16,8 @@ class ForwardPass {
   static constexpr Index kRowsAtOnce = kMostRowsByUnits;  // rows that go through all steps together: weights are reused
   static constexpr Index kTileSums = kTileVectors * kLanes<Vec<T>>;
   static constexpr Index kPieceDepth = Following<T>::kPieceDepth;
-  static constexpr Index kHoistedRows = 8 * kTileRows;  // rows of x.W computed at once where a step has few rows
+  // Rows of x.W computed at once where a step has few rows; and of W that is read from beyond a cache.
+  static constexpr Index kHoistedRows = 8 * kTileRows, kMostHoistedRows = 32 * kTileRows;
 
  public:
   ForwardPass(const PackedView<T>& weights, const Forward<T>& call, const Processors& with, void* workspace)
@@ -71,7 +72,7 @@ class ForwardPass {
       scaled_ = arena.take<T>(division_.threads * scaled_size_);
     }
     const Index most_rows = smaller(B, kRowsAtOnce);  // shares of a masked batch differ
-    fetches_ = !seq_.direct && most_rows >= Following<T>::kFewestRows && seq_.panels.size > cached_here();
+    fetches_ = streams() && most_rows >= Following<T>::kFewestRows;
     if (fetches_ && most_rows > kTileRows && I_ + larger(H_, seq_.width(0)) > kPieceDepth) {
       partial_size_ = most_rows * kTileSums;
       partial_ = arena.take<T>(division_.threads * partial_size_);
@@ -200,6 +201,8 @@ class ForwardPass {
 
   /// Bytes of weights that stay in caches, of all that a thread reads in a step.
   Index cached_here() const { return cached_ * (division_.by_units ? division_.threads : 1); }
+  /// Whether they are more than that.
+  bool streams() const { return !seq_.direct && seq_.panels.size > cached_here(); }
 
   /// Sums [row][sum][vector].
   struct Tile {
@@ -420,13 +423,14 @@ class ForwardPass {
   }
   bool gates_apart() const { return call_.input_factors || call_.recurrent_factors; }
   /// For how many steps x.W is computed at once: a step with fewer rows than a tile is high would read all of W for
-  /// little work. 0: x.W is part of each step's own product.
+  /// little work, and one with fewer than three such tiles if no cache holds the weights. 0: x.W is part of each step's
+  /// own product.
   Index hoisted_steps(Index rows) const {
     if (seq_.direct) return 1;
-    if (rows == 0 || rows >= kTileRows || call_.time <= 1 || seq_.schedule.masked() || gates_apart() || call_.ids ||
-        seq_.sizes.normalized)
+    if (rows == 0 || rows >= (streams() ? 3 : 1) * kTileRows || call_.time <= 1 || seq_.schedule.masked() ||
+        gates_apart() || call_.ids || seq_.sizes.normalized)
       return 0;
-    return smaller(kHoistedRows / rows, call_.time);
+    return smaller(hoisted_rows() / rows, call_.time);
   }
   /// Whether each step of one row also does its part of x.W of later steps. It pays (3 to 11 % of the time) where
   /// x.W is not much less work than h.U, a thread's weights are too many for the first level of its cache, and all
@@ -443,7 +447,7 @@ class ForwardPass {
   }
   /// Weights that are not packed are read for all that a step sums, ahead of the cell.
   bool is_hoisted(const StageInfo<T>& stage) const { return seq_.direct || stage.sees_x(); }
-  Index hoisted_rows() const { return seq_.direct ? call_.batch : kHoistedRows; }
+  Index hoisted_rows() const { return seq_.direct ? call_.batch : streams() ? kMostHoistedRows : kHoistedRows; }
   /// Where the sums of chunk row `row` and the block of units from `first` on lie.
   Index hoisted_offset(const StageInfo<T>& stage, Index first, Index width, Index row) const {
     return (first * hoisted_rows() + row * width) * stage.accumulators;
@@ -493,7 +497,7 @@ class ForwardPass {
       const SumInputs<T> from = inputs_of(s, first);
       for (Index b = rows.begin; b < rows.end; ++b) {
         const Run<T> x{call_.x + t0 * call_.x_time_stride + b * call_.x_batch_stride, call_.x_time_stride, I_, 0};
-        T* row[kHoistedRows];
+        T* row[kMostHoistedRows];
         for (Index t = 0; t < steps; ++t) {
           row[t] = to + hoisted_offset(stage, first, width, (b - rows.begin) * stride + t);
           copy(from.bias, row[t], stage.accumulators * width);
