@@ -390,6 +390,12 @@ def test_bits_do_not_depend_on_the_number_of_threads_and_do_not_change_from_run_
         assert_same_bits(result, results[0, 1], f"in run {run} with {threads} threads")
 
 
+def test_many_threads_with_a_row_each_give_the_same_bits_where_panels_are_deep():
+    problem = random_problem("simple_rnn", 63, 60, 1000, 1030, "float32")
+    one, many = (functional.simple_rnn(problem.x, *problem.weights, threads=n) for n in (1, 63))
+    assert_same_bits([many], [one])
+
+
 @pytest.mark.parametrize(
     "sizes, cuts",
     [

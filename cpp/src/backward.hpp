@@ -374,7 +374,7 @@ class BackwardRows {
     at.doperand = {doperand_, d_stride_};
     at.dc = {dc_, d_stride_};
     at.dy = {seq_.schedule, call_.dy, call_.dy_batch_stride, call_.dy_time_stride, t};
-    const auto ahead = seq_.ahead(rows.size(), blocks.width(0), call_.dy_time_stride, Pass::backward);
+    const auto ahead = seq_.ahead(rows.size(), blocks.width(0), call_.dy_time_stride);
     at.slots_ahead = ahead.slots;
     at.dy_ahead = ahead.output;
     for (int i = 0; i < seq_.states; ++i) {
@@ -432,8 +432,8 @@ class BackwardRows {
              columns.first(block) * stage.gates * stage.units(seq_.sizes);
     };
     const T* const panel = panel_of(block);
-    with_vectors<T, kTileVectors>(columns.is_half(block), columns.used(block), [&](auto vector, auto n) {
-      using V = decltype(vector);
+    with_constant<kTileVectors>(columns.used(block), [&](auto n) {
+      using V = Vec<T>;
       const auto multiply = [&](int g, const T* const* factors) {
         const Run<T>* const run = lists[g].run;
         const Index count = *lists[g].count, valid = columns.valid(block);

@@ -134,12 +134,12 @@ class ForwardPass {
         const StageInfo<T>& stage = cell_.stage[s];
         const Blocks<T> blocks = stage.blocks(seq_.sizes);
         const Range mine = divided(blocks.count(), team);
-        const Walk walk(mine, k);
-        const auto to_fetch =
-            seq_.ahead(rows.size(), walk.direction() * blocks.width(0), call_.y_time_stride, Pass::forward);
+        const bool normalizes = stage.normalizes || stage.normalized(seq_.sizes);
+        const Walk walk(mine, normalizes ? 0 : k);
+        const auto to_fetch = seq_.ahead(rows.size(), walk.direction() * blocks.width(0), call_.y_time_stride);
         at.slots_ahead = call_.tape ? to_fetch.slots : 0;
         at.y_ahead = to_fetch.output;
-        if (stage.normalizes || stage.normalized(seq_.sizes)) {
+        if (normalizes) {
           if (!run_normalized(s, at, k, rows, mine, standards, team)) return false;
           continue;
         }
@@ -380,8 +380,8 @@ class ForwardPass {
   /// How many blocks from number i of a walk on are as wide as that one, as far as they are little work together.
   static Index blocks_at_once(const Blocks<T>& blocks, const Walk& walk, Index i, Index work_of_one) {
     constexpr Index kWork = 10'000'000;  // 0.1 ms
-    const Index block = walk.at(i), whole = blocks.whole() / blocks.vectors;
-    const Index alike = block >= whole ? 1 : walk.back ? walk.size() - i : smaller(walk.blocks.end, whole) - block;
+    const Index block = walk.at(i), full = blocks.full();
+    const Index alike = block >= full ? 1 : walk.back ? walk.size() - i : smaller(walk.blocks.end, full) - block;
     return alike * work_of_one <= kWork ? alike : smaller(alike, larger(1, kWork / work_of_one));
   }
 
@@ -435,15 +435,15 @@ class ForwardPass {
   /// Whether each step of one row also does its part of x.W of later steps. It pays (3 to 11 % of the time) where
   /// x.W is not much less work than h.U, a thread's weights are too many for the first level of its cache, and all
   /// weights not too many for the last one; not where W would drive a share of U out of the second level (a GRU with
-  /// 512 units and 2 MiB for each thread: 13 to 30 % slower).
+  /// 512 units and 2 MiB for each thread: 13 to 30 % slower), nor where panels are multiplied in pieces.
   bool sums_ahead(Index rows) const {
     constexpr Index kFewest = 1 << 17, kMost = 1 << 23;
     static_assert(2 * kStepsAhead <= kHoistedRows, "two of them are kept");
     const Index row = seq_.G * H_ * Index(sizeof(T)), bytes = (I_ + seq_.width(0)) * row;
     if (seq_.width(0) * row <= cached_here() && bytes > cached_here()) return false;
-    return kSumsAhead && rows == 1 && I_ >= 2 * kStepsAhead && 2 * I_ > H_ && call_.time >= 3 * kStepsAhead &&
-           hoisted_steps(1) > 0 && bytes > kFewest * division_.threads && bytes <= kMost && cell_.stage[0].fused &&
-           !seq_.zoneout() && !seq_.direct;
+    return kSumsAhead && rows == 1 && partial_size_ == 0 && I_ >= 2 * kStepsAhead && 2 * I_ > H_ &&
+           call_.time >= 3 * kStepsAhead && hoisted_steps(1) > 0 && bytes > kFewest * division_.threads &&
+           bytes <= kMost && cell_.stage[0].fused && !seq_.zoneout() && !seq_.direct;
   }
   /// Weights that are not packed are read for all that a step sums, ahead of the cell.
   bool is_hoisted(const StageInfo<T>& stage) const { return seq_.direct || stage.sees_x(); }

@@ -138,6 +138,7 @@ struct Blocks {
   bool has_half() const { return vectors == 1 && kHalf < kWhole && columns % kWhole > 0 && columns % kWhole <= kHalf; }
   Index whole() const { return ceil_div(columns - has_half() * (columns % kWhole), kWhole); }  ///< whole vectors
   Index count() const { return ((whole() + vectors - 1) >> __builtin_ctzll(vectors)) + has_half(); }
+  Index full() const { return whole() >> __builtin_ctzll(vectors); }  ///< blocks of `vectors` whole vectors
   bool is_half(Index block) const { return kHalf < kWhole && block * vectors >= whole(); }
   Index first(Index block) const { return smaller(block * vectors, whole()) * kWhole; }
   /// How many vectors a block has.
@@ -165,7 +166,7 @@ struct Walk {
 /// f(V(), std::integral_constant<int, N>()) with the type and the number of a block's vectors.
 template <class T, int Max, class F>
 FASTRNN_INLINE void with_vectors(bool half, Index vectors, F&& f) {
-  if constexpr (kLanes<HalfVec<T>> < kLanes<Vec<T>>)
+  if constexpr (Max == 1 && kLanes<HalfVec<T>> < kLanes<Vec<T>>)
     if (half) return f(HalfVec<T>(), std::integral_constant<int, 1>());
   with_constant<Max>(vectors, [&](auto n) { f(Vec<T>(), n); });
 }

@@ -130,17 +130,17 @@ void pack_transposed_block(const StageInfo<T>& stage, const MatrixView<T>& sourc
           const Index units_here = units[p];
           const T* const first = from + (g * n.units + first_unit[p]) * source.column_stride;
           T* const to = panel + (first_unit[p] * stage.gates + g * units_here) * width;
-          for (Index r = r0; r < r0 + smaller(r_step, width - r0); r += kLanes<V>) {
+          for (Index r = r0; r < r0 + r_step; r += kLanes<V>) {
             Index u = 0;
             if (source.column_stride == 1 && r + kLanes<V> <= valid)
               for (; u + kLanes<V> <= units_here; u += kLanes<V>)
                 transpose<V>(first + r * source.row_stride + u, source.row_stride, to + u * width + r, width);
-            else if (source.row_stride == 1 && width % kLanes<V> == 0)
+            else if (source.row_stride == 1)
               for (; u < units_here; ++u)
                 store(to + u * width + r,
                       load<V>(first + r + u * source.column_stride, First<V>(larger(valid - r, 0))));
             for (; u < units_here; ++u)
-              for (Index i = r; i < smaller(r + kLanes<V>, width); ++i)
+              for (Index i = r; i < r + kLanes<V>; ++i)
                 to[u * width + i] = i < valid ? first[i * source.row_stride + u * source.column_stride] : T(0);
           }
         }

@@ -86,16 +86,15 @@ class Sequence {
     Index slots, output;
   };
   /// A row's steps lie one after the other, but between two of them all other rows are visited, so that processors
-  /// don't fetch ahead by themselves. Two steps ahead (7 % of training a GRU with 32 units
-  /// and 128 rows); where that is more than a cache keeps for so long, the next block of units, `columns` away (4 % of
-  /// training an LSTM with 1024 units and 64 rows). Nothing of a tape that is likely to be in a cache: it costs up to 1
-  /// %.
-  Ahead ahead(Index rows, Index columns, Index output_time_stride, Pass pass) const {
+  /// don't fetch ahead by themselves. Two steps ahead (7 % of training a GRU with 32 units and 128 rows); where that is
+  /// more than a cache keeps for so long, the next block of units, `columns` away (4 % of training an LSTM with 1024
+  /// units and 64 rows). Nothing of a tape that is likely to be in a cache: it costs up to 1 %.
+  Ahead ahead(Index rows, Index columns, Index output_time_stride) const {
     constexpr Index kCached = 1 << 22, kStepCached = 1 << 18;
     const Index step = tape_slots() * H, bytes = step * Index(sizeof(T));
     if (call_.batch * call_.time * bytes <= kCached) return {0, 0};
     if (rows * bytes > kStepCached) return {columns, columns};
-    const Index steps = pass == Pass::forward ? 2 : -2;
+    const Index steps = pass_ == Pass::forward ? 2 : -2;
     return {steps * step, steps * output_time_stride};
   }
   /// The first slot of x.W (input), or of what U multiplies times U, by gates.

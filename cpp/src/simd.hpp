@@ -43,7 +43,8 @@ template <class V>
 constexpr int kLanes = ei::unpacket_traits<V>::size;
 
 /// A vector of half the width, for what is left over at the end of a row, where such instructions take less time (the
-/// processors that run AVX-512 as two halves: 24 columns in 1.5 instead of 2 vectors); else the widest one again.
+/// processors that run AVX-512 as two halves: 24 units of an LSTM in 1.5 instead of 2 vectors); else the widest one
+/// again.
 #if defined(EIGEN_VECTORIZE_AVX512)
 template <class T>
 using HalfVec = typename ei::unpacket_traits<Vec<T>>::half;

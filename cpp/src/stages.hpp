@@ -236,7 +236,9 @@ __attribute__((noinline)) void tile_sums_ahead(V (&acc)[A], const SumInputs<T>& 
 }
 
 /// The sums of M rows from `first` on, [row][sum][vector], for a block of N vectors V per sum. Half vectors of two
-/// gates lie next to each other everywhere, and are summed as one whole vector.
+/// gates lie next to each other everywhere: of an even number of gates with one left side two are summed as a whole
+/// vector (LSTM with 20 or 37 units 8 %; not for one row, whose sums wait for each other: LSTM with 20 units 4 %
+/// slower).
 template <int gates, int apart, class V, int N, int M, bool gates_apart, bool fetches, class T, int A>
 FASTRNN_INLINE void tile_sums(V (&sums)[M][A], const SumInputs<T>& from, Index first) {
   constexpr int L = kLanes<V>;

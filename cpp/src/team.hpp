@@ -181,7 +181,7 @@ inline Division divide(const Processors& with, Index batch, Index time, Index de
                        Index exchanged, int barriers, Index bytes) {
   // In the unit of the model: a cycle that multiplies one vector. A line that another core has just written takes 50 of
   // them (a SimpleRNN with 256 units and 64 rows: 12 % of its time); weights that no second-level cache holds take one
-  // or two for each line beside those of the products (large layers are 7 to 18 % faster by units).
+  // to two for each line beside those of the products (large layers are 7 to 18 % faster by units).
   constexpr double kBarrier = 600, kExchange = 50, kStreaming = 2;
   constexpr Index kLine = 64;
   const int threads = with.threads;
