@@ -86,7 +86,7 @@ SIZES += [*BY_ROWS, *BY_UNITS]
 SUMS_AHEAD = (3, 67, 131, 260)
 # Weights that no second-level cache holds, in panels so deep that they are multiplied piece by piece.
 PIECES = (20, 2, 600, 1300)
-# … and x.W of these few rows is computed for many steps at once, with steps for a second time.
+# … and of so few rows x.W is computed for many steps at once, and then for the rest.
 STREAMED = (8, 27, 500, 470)
 SIZES += [PIECES, (9, 2, 2100, 300), STREAMED]
 

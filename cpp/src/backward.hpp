@@ -382,13 +382,9 @@ class BackwardRows {
       at.d[i] = {d_[i], d_stride_};
     }
     for (Index block = mine.begin; block < mine.end; ++block) {
-      const Patch patch{chunk.rows.begin + rows.begin,
-                        rows.size(),
-                        blocks.first(block),
-                        blocks.used(block),
-                        blocks.is_half(block),
-                        1,
-                        false};
+      const Patch patch{chunk.rows.begin + rows.begin, rows.size(),
+                        blocks.first(block),           blocks.used(block),
+                        blocks.is_half(block),         1};
       cell_.stage[s].backward(at, patch, dsums(s, block, chunk.row(t, rows.begin)));
     }
   }
@@ -506,10 +502,10 @@ class BackwardRows {
       multiply_directly(s, true, part(ceil_div(I_, kLanes<Vec<T>>), team.index, team.size), 0, rows.size(), row, s > 0);
     if (direct) return team.proceed(rows.size() * I_ * seq_.G * H_);
     const Blocks<T> outputs = output_blocks<T>(I_);
-    for (Index block = 0; block < outputs.count(); ++block) {
-      const Index next = smaller(block + 1, outputs.count() - 1);
+    const Walk walk({0, outputs.count()}, 0);
+    for (Index block = 0; block < walk.size(); ++block) {
       for (int s = 0; s < cell_.stages && cell_.stage[s].sees_x(); ++s)
-        multiply_gates(s, true, outputs, block, next, rows.begin, rows.size(), row, s > 0,
+        multiply_gates(s, true, outputs, block, walk.following(block), rows.begin, rows.size(), row, s > 0,
                        [&](int g, Index m) { return seq_.input_factors(batch_row[m], cell_.stage[s].first_gate + g); });
       if (!team.proceed(rows.size() * outputs.width(block) * seq_.G * H_)) return false;
     }

@@ -63,10 +63,10 @@ struct SumInputs {
 /// field is slow to copy as a whole.)
 struct Patch {
   Index row, rows, unit;
-  Index vectors;  ///< so many whole vectors of units,
-  bool half;      ///< or one half vector,
-  Index blocks;   ///< in each of so many blocks, one after the other,
-  bool back;      ///< or one before the other
+  Index vectors;      ///< so many whole vectors of units,
+  bool half;          ///< or one half vector,
+  Index blocks;       ///< in each of so many blocks, one after the other,
+  bool back = false;  ///< or one before the other
 };
 
 /// One step as a cell's forward sees it.
