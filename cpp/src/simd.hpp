@@ -69,6 +69,20 @@ template <class V>
 FASTRNN_INLINE void store(Scalar<V>* p, const V& v) {
   ei::pstoreu(p, v);
 }
+/// The same to an address that is a multiple of the vector's size, past the caches where a vector is a whole line of
+/// them. Other threads see it after finish_streams() of this one.
+template <class V>
+FASTRNN_INLINE void stream(Scalar<V>* p, const V& v) {
+#if defined(EIGEN_VECTORIZE_AVX512)
+  if constexpr (sizeof(V) == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#endif
+  store(p, v);
+}
+FASTRNN_INLINE void finish_streams() {
+#if defined(EIGEN_VECTORIZE_AVX512)
+  _mm_sfence();
+#endif
+}
 template <class V>
 FASTRNN_INLINE V broadcast(Scalar<V> s) {
   if constexpr (VectorTraits<V>::is_group) {
