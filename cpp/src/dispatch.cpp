@@ -365,13 +365,15 @@ bool backward(const PackedWeights<T>& weights, const Backward<T>& call) {
 template <class T>
 bool reads_in_place(const Weights<T>& w, const Call<T>& call) {
   if (call.batch < 1 || call.time < 1 || call.input_factors || call.recurrent_factors) return false;
-  // Reading them here costs more than reading panels, for each row a little, and each step reads them again. On one
-  // core the forward and backward passes of a GRU with 64 inputs and 256 units take, packed and in place, in us: one
-  // row and step 107 and 53, 8 rows 190 and 160, 3 steps 150 and 130, 4 steps 175 and 175.
-  constexpr std::int64_t kMost = 9;
-  if (call.batch > kMostDirectRows || call.time > kMostDirectRows || call.batch * call.time > kMostDirectRows ||
-      call.batch * call.time * call.time > kMost)
+  // Reading them here costs more than reading panels, for each row a little, and each step reads the recurrent ones
+  // again. Forward and backward passes on two cores take, packed and in place, in us: GRU with 64 inputs and 256 units,
+  // 4 steps 94 and 75, 6 steps 118 and 122, 8 steps 144 and 169; LSTM with 256 units, 8 steps 440 and 310.
+  constexpr std::int64_t kMostSteps = 5;
+  constexpr double kLarge = 1 << 21;
+  if (call.batch > kMostDirectRows || call.time > kMostDirectRows || call.batch * call.time > kMostDirectRows)
     return false;
+  const double bytes = (double(w.inputs) + double(w.units)) * double(w.units) * cell_traits(w.cell).gates * sizeof(T);
+  if (call.time > kMostSteps && bytes < kLarge) return false;
   if (w.layer_norm.data || cell_traits(w.cell).cell_norm) return false;
   const auto contiguous = [](const MatrixView<T>& m) { return !m.data || m.row_stride == 1 || m.column_stride == 1; };
   return contiguous(w.kernel) && contiguous(w.recurrent_kernel) && contiguous(w.projection);

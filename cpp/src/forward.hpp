@@ -72,8 +72,8 @@ class ForwardPass {
       scaled_ = arena.take<T>(division_.threads * scaled_size_);
     }
     const Index most_rows = smaller(B, kRowsAtOnce);  // shares of a masked batch differ
-    fetches_ = streams() && most_rows >= Following<T>::kFewestRows;
-    if (fetches_ && most_rows > kTileRows && I_ + larger(H_, seq_.width(0)) > kPieceDepth) {
+    fetches_ = streams() && most_rows > kTileRows;    // beside one tile the processor's own fetching is as good
+    if (fetches_ && I_ + larger(H_, seq_.width(0)) > kPieceDepth) {
       partial_size_ = most_rows * kTileSums;
       partial_ = arena.take<T>(division_.threads * partial_size_);
     }
@@ -144,8 +144,12 @@ class ForwardPass {
           continue;
         }
         T* const hoisted = together && is_hoisted(stage) ? hoisted_here(s, team) : nullptr;
-        if (hoisted && !seq_.direct && hoisted_row == 0 && (k == 0 || !overlaps))
-          hoist(s, k, smaller(together, call_.time - k), together, rows, mine, hoisted);
+        if (hoisted && hoisted_row == 0 && (k == 0 || !overlaps)) {
+          if (seq_.direct)
+            sum_inputs_directly(s, rows, mine, hoisted);
+          else
+            hoist(s, k, smaller(together, call_.time - k), together, rows, mine, hoisted);
+        }
         T* const scaled = gates_apart() ? scaled_ + team.index * scaled_size_ : nullptr;
         if (scaled) scale_operands(stage, at, k, rows, scaled);
         const T *x[kRowsAtOnce], *operand[kRowsAtOnce];
@@ -155,7 +159,11 @@ class ForwardPass {
         const bool looks_ahead = overlaps && stage.sees_x() && ahead < steps && ahead_depth.size() > 0;
         for (Index t = 0; looks_ahead && t < together; ++t)
           x[t] = call_.x + smaller(ahead + t, steps - 1) * call_.x_time_stride + rows.begin * call_.x_batch_stride;
-        if (seq_.direct) sum_directly(s, rows.size(), mine, x, operand, hoisted);
+        if (seq_.direct) {
+          Index to[kRowsAtOnce];
+          for (Index b = 0; b < rows.size(); ++b) to[b] = b * together + k;
+          sum_directly(s, false, rows.size(), mine, operand, to, hoisted);
+        }
         for (Index i = 0, together_here; i < walk.size(); i += together_here) {
           const Index block = walk.at(i);
           const Index width = blocks.width(block);
@@ -425,7 +433,7 @@ class ForwardPass {
   /// little work, and one with fewer than three such tiles if no cache holds the weights (LSTM with 1024 units and 8
   /// rows: 24 % less time). 0: x.W is part of each step's own product.
   Index hoisted_steps(Index rows) const {
-    if (seq_.direct) return 1;
+    if (seq_.direct) return call_.time;
     constexpr Index kEnough = kTileRows, kEnoughStreamed = 3 * kTileRows;
     static_assert(kEnoughStreamed <= kRowsAtOnce / 2, "where run() cuts a thread's rows, no part has fewer");
     if (rows == 0 || rows >= (streams() ? kEnoughStreamed : kEnough) || call_.time <= 1 || seq_.schedule.masked() ||
@@ -448,44 +456,62 @@ class ForwardPass {
   }
   /// Weights that are not packed are read for all that a step sums, ahead of the cell.
   bool is_hoisted(const StageInfo<T>& stage) const { return seq_.direct || stage.sees_x(); }
-  Index hoisted_rows() const { return seq_.direct ? call_.batch : streams() ? kMostHoistedRows : kHoistedRows; }
+  Index hoisted_rows() const {
+    return seq_.direct ? call_.batch * call_.time : streams() ? kMostHoistedRows : kHoistedRows;
+  }
   /// Where the sums of chunk row `row` and the block of units from `first` on lie.
   Index hoisted_offset(const StageInfo<T>& stage, Index first, Index width, Index row) const {
     return (first * hoisted_rows() + row * width) * stage.accumulators;
   }
 
-  /// b + x.W + operand.U of one step, of weights where they lie.
-  void sum_directly(int s, Index rows, Range mine, const T* const* x, const T* const* operand, T* to) const {
+  /// b + x.W of all steps, of weights where they lie, rows in the order [row of the batch][step].
+  void sum_inputs_directly(int s, Range rows, Range mine, T* hoisted) const {
     const StageInfo<T>& stage = cell_.stage[s];
     const Blocks<T> blocks = stage.blocks(seq_.sizes);
+    const T* x[kMostDirectRows];
+    Index to[kMostDirectRows], count = 0;
+    for (Index t = 0; t < call_.time; ++t) {
+      const InputRows<T> x_t = seq_.x(t);
+      for (Index b = 0; b < seq_.schedule.active(rows, t); ++b) {
+        x[count] = x_t[rows.begin + b];
+        to[count++] = b * call_.time + t;
+      }
+    }
+    for (Index block = mine.begin; block < mine.end; ++block)
+      for (Index r = 0; r < count; ++r) {
+        const Index first = blocks.first(block), width = blocks.width(block);
+        copy(seq_.panels.bias[s] + first * stage.accumulators, hoisted + hoisted_offset(stage, first, width, to[r]),
+             width * stage.accumulators);
+      }
+    sum_directly(s, true, count, mine, x, to, hoisted);
+  }
+
+  /// hoisted += x.W (input) or operand.U of some rows of it, of weights where they lie.
+  void sum_directly(int s, bool input, Index rows, Range mine, const T* const* left, const Index* to,
+                    T* hoisted) const {
+    const StageInfo<T>& stage = cell_.stage[s];
+    const Blocks<T> blocks = stage.blocks(seq_.sizes);
+    const Stretch all{0, input ? stage.inputs(seq_.sizes) : stage.depth(seq_.sizes)};
+    if (all.depth == 0) return;
     const Walk walk(mine, 0);
     for (Index block = mine.begin, alike; block < mine.end; block += alike) {
       alike = blocks_at_once(blocks, walk, block - mine.begin, 0);
-      const Index first = blocks.first(block), width = blocks.width(block), size = stage.accumulators * width;
-      T* row[kRowsAtOnce];
-      for (Index b = 0; b < rows; ++b) {
-        row[b] = to + hoisted_offset(stage, first, width, b);
-        for (Index i = 0; i < alike; ++i)
-          copy(seq_.panels.bias[s] + first * stage.accumulators + i * size, row[b] + i * hoisted_rows() * size, size);
-      }
-      for (bool input : {true, false}) {
-        const Stretch all{0, input ? stage.inputs(seq_.sizes) : stage.depth(seq_.sizes)};
-        if (all.depth == 0) continue;
-        DirectProduct<T> product;
-        product.matrix = matrix_of(stage, *seq_.direct, input);
-        product.matrix.data += (stage.first_gate * H_ + first) * product.matrix.column_stride;
-        product.stretches = &all;
-        product.count = 1;
-        product.groups = stage.gates;
-        product.group_step = H_;
-        product.columns = smaller(alike * width, stage.units(seq_.sizes) - first);
-        for (int g = 0; g < stage.gates; ++g) product.to_group[g] = (input ? g : stage.recurrent_sum(g)) * width;
-        product.vectors = blocks.used(block);
-        product.block_step = hoisted_rows() * size;
-        with_vectors<T, 1>(blocks.is_half(block), 1, [&](auto vector, auto) {
-          product.template run<decltype(vector)>(input ? x : operand, rows, row);
-        });
-      }
+      const Index first = blocks.first(block), width = blocks.width(block);
+      T* row[kMostDirectRows];
+      for (Index r = 0; r < rows; ++r) row[r] = hoisted + hoisted_offset(stage, first, width, to[r]);
+      DirectProduct<T> product;
+      product.matrix = matrix_of(stage, *seq_.direct, input);
+      product.matrix.data += (stage.first_gate * H_ + first) * product.matrix.column_stride;
+      product.stretches = &all;
+      product.count = 1;
+      product.groups = stage.gates;
+      product.group_step = H_;
+      product.columns = smaller(alike * width, stage.units(seq_.sizes) - first);
+      for (int g = 0; g < stage.gates; ++g) product.to_group[g] = (input ? g : stage.recurrent_sum(g)) * width;
+      product.vectors = blocks.used(block);
+      product.block_step = hoisted_rows() * stage.accumulators * width;
+      with_vectors<T, 1>(blocks.is_half(block), 1,
+                         [&](auto vector, auto) { product.template run<decltype(vector)>(left, rows, row); });
     }
   }
 

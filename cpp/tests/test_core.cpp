@@ -209,8 +209,9 @@ constexpr Sizes kSizes[] = {{1, 1, 1, 1},   {2, 3, 3, 5}, {7, 4, 17, 33}, {3, 40
                             {20, 3, 2, 16}, {0, 3, 2, 4}, {3, 0, 2, 4},   {2, 3, 0, 4}};
 
 /// Of which the weights are read where they lie.
-constexpr Sizes kSmallSizes[] = {{1, 1, 1, 1},   {1, 1, 64, 256}, {8, 1, 17, 33}, {2, 2, 3, 5},   {1, 3, 40, 24},
-                                 {5, 1, 19, 65}, {1, 2, 100, 72}, {3, 1, 0, 9},   {3, 1, 33, 130}};
+constexpr Sizes kSmallSizes[] = {{1, 1, 1, 1},    {1, 1, 64, 256}, {8, 1, 17, 33},  {2, 2, 3, 5},
+                                 {1, 3, 40, 24},  {5, 1, 19, 65},  {1, 2, 100, 72}, {3, 1, 0, 9},
+                                 {3, 1, 33, 130}, {2, 4, 7, 40},   {1, 5, 33, 20}};
 
 std::string label(const char* property, Cell cell, Sizes s) {
   return std::string(property) + ": " + cell_traits(cell).name + " " + std::to_string(s.B) + " " +
@@ -417,6 +418,7 @@ int main(int argc, char** argv) {
         weights_in_place_give_the_bits_of_packed_ones<double>(cell, sizes, extended);
       }
   }
+  weights_in_place_give_the_bits_of_packed_ones<float>(Cell::lstm, {1, 8, 150, 300}, false);  // large, so more steps
   many_rows_or_factors_or_strides_are_packed();
   a_call_can_be_interrupted();
   large_memory_is_used_again();
