@@ -705,10 +705,17 @@ class BackwardPass {
     const bool large = sizes_[1] * Index(sizeof(T)) > kCached && call.batch >= 4 * kLargePartRows;
     const Index least = large ? kLargePartRows : call.batch < 4 * kPartRows ? kHalfRows : kPartRows;
     const Index bytes = elements_ * Index(sizeof(T));
+    // Each part writes gradients of its own and they are added: not worth it for less than a chunk of rows times steps
+    // (up to 3 times the time of a GRU with 256 units and 32 rows), but that two parts have no barriers, which cost as
+    // much as so many bytes for every step.
+    constexpr Index kBarrierBytes = Index(1) << 16;
+    const auto pays = [&](Index parts) {
+      return parts * kChunkRows <= call.batch * call.time || (parts == 2 && bytes <= call.time * kBarrierBytes);
+    };
     // A power of two, as most numbers of threads are: two threads take as long for three parts as for four such parts.
     parts_ = 1;
-    while (call.time > 0 && bytes <= kMostPartBytes && 2 * parts_ * least <= call.batch && 2 * parts_ <= kMostParts &&
-           2 * parts_ * bytes <= kMostBytes)
+    while (bytes <= kMostPartBytes && 2 * parts_ * least <= call.batch && 2 * parts_ <= kMostParts &&
+           2 * parts_ * bytes <= kMostBytes && pays(2 * parts_))
       parts_ *= 2;
     const Index part_rows = ceil_div(call.batch, parts_);
     rows_ = larger(1, ceil_div(part_rows, larger(1, ceil_div(part_rows, kRowsAtOnce))));

@@ -80,7 +80,8 @@ struct Following {
   /// For `rows` rows, of as many elements as there are in `depth` rows of a panel of that width.
   static Following of(const T* first, Index depth, Index width, Index rows) {
     constexpr Index line = 64 / sizeof(T);
-    return {first, depth * width, larger(width / ceil_div(larger(rows, 1), kTileRows), line) / line * line};
+    const Index tiles = ceil_div(larger(rows, 1), kTileRows);
+    return {first, depth * width, tiles * line < width ? width / tiles / line * line : ceil_div(width, tiles)};
   }
   /// The share of the tile that begins at `row` and sums over `depth`; if there is none, `resident` over and over
   /// again.
