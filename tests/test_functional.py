@@ -483,6 +483,21 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.parametrize(
+    "cell, sizes",
+    [("simple_rnn", (3, 4, 5, 1030)), ("lstm", (3, 4, 300, 520)), ("lstm", (3, 4, 5, 2051))],
+    ids=lambda v: sizes_id(v) if isinstance(v, tuple) else v,
+)
+def test_weights_that_no_cache_holds_may_lie_by_rows_or_by_columns(isa, cell, sizes):
+    """Of more than 2 MiB, and of more than 64: see cpp/src/panels.hpp."""
+    problem = random_problem(cell, *sizes, "float32")
+    expected = exact(cell, "float32", sizes)
+    for order in "CF":
+        weights = [np.asarray(w, order=order) for w in problem.weights]
+        actual = forward_and_backward(FUNCTIONS[cell], problem._replace(weights=weights))
+        assert_accurate(actual, expected, "float32")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @sequences_or_last
 def test_the_layout_of_arrays_changes_no_bit_and_inputs_are_not_written(
