@@ -480,7 +480,7 @@ def test_impossible_ids_are_refused(ids, embedding, error, message):
     assert str(caught.value).startswith(f"functional.lstm: {message}")
 
 
-@hypothesis.given(problems(rows=(1, 8), steps=(1, 3), units=(1, 70)), st.sampled_from("CF"))
+@hypothesis.given(problems(rows=(1, 8), steps=(1, 5), units=(1, 70)), st.sampled_from("CF"))
 @hypothesis.settings(max_examples=100)
 def test_first_call_of_weights_with_few_rows_has_the_bits_of_the_second(isa, problem, order):
     """The first reads the weights where they lie, the second packs them."""

@@ -17,7 +17,7 @@ PROGRAM = """
     import fastrnn
     from fastrnn import functional
 
-    x, kernel, recurrent_kernel = (np.full(s, 0.1, "float32") for s in [(70, 8, 5), (5, 200), (50, 200)])
+    x, kernel, recurrent_kernel = (np.full(s, 0.1, "float32") for s in [(70, 20, 5), (5, 200), (50, 200)])
 
     def compute():
         y, tape = functional.lstm_forward(x, kernel, recurrent_kernel)

@@ -646,10 +646,10 @@ class BackwardRows {
   bool by_units_;
 };
 
-/// The whole batch. Where there are enough rows it is cut into parts, each with weight gradients of its own, which are
-/// added in order at the end: no thread waits for another. (On the small layers of the benchmarks that halved the time
-/// on two cores.) Otherwise all threads work on all rows together. Which, and into how many parts, depends on the sizes
-/// alone.
+/// The whole batch. Where there are enough rows, and rows times steps, it is cut into parts, each with weight gradients
+/// of its own, which are added in order at the end: no thread waits for another. (On the small layers of the benchmarks
+/// that halved the time on two cores.) Otherwise all threads work on all rows together. Which, and into how many parts,
+/// depends on the sizes alone.
 template <class T>
 class BackwardPass {
   // Rows of a part at least: of two parts, of more of them, and where recurrent weights larger than kCached are read

@@ -366,8 +366,9 @@ template <class T>
 bool reads_in_place(const Weights<T>& w, const Call<T>& call) {
   if (call.batch < 1 || call.time < 1 || call.input_factors || call.recurrent_factors) return false;
   // Reading them here costs more than reading panels, for each row a little, and each step reads the recurrent ones
-  // again. Forward and backward passes on two cores take, packed and in place, in us: GRU with 64 inputs and 256 units,
-  // 4 steps 94 and 75, 6 steps 118 and 122, 8 steps 144 and 169; LSTM with 256 units, 8 steps 440 and 310.
+  // again. Forward and backward passes of one row on two cores take, packed and in place, in us: GRU with 64 inputs and
+  // 256 units, 4 steps 94 and 75, 6 steps 118 and 122, 8 steps 144 and 169; LSTM with 256 inputs and units, 8 steps 440
+  // and 310.
   constexpr std::int64_t kMostSteps = 5;
   constexpr double kLarge = 1 << 21;
   if (call.batch > kMostDirectRows || call.time > kMostDirectRows || call.batch * call.time > kMostDirectRows)

@@ -160,7 +160,7 @@ class ForwardPass {
         for (Index t = 0; looks_ahead && t < together; ++t)
           x[t] = call_.x + smaller(ahead + t, steps - 1) * call_.x_time_stride + rows.begin * call_.x_batch_stride;
         if (seq_.direct) {
-          Index to[kRowsAtOnce];
+          Index to[kMostDirectRows];
           for (Index b = 0; b < rows.size(); ++b) to[b] = b * together + k;
           sum_directly(s, false, rows.size(), mine, operand, to, hoisted);
         }
@@ -431,7 +431,7 @@ class ForwardPass {
   bool gates_apart() const { return call_.input_factors || call_.recurrent_factors; }
   /// For how many steps x.W is computed at once: a step with fewer rows than a tile is high would read all of W for
   /// little work, and one with fewer than three such tiles if no cache holds the weights (LSTM with 1024 units and 8
-  /// rows: 24 % less time). 0: x.W is part of each step's own product.
+  /// rows: 24 % less time). 0: x.W is part of each step's own product. For all steps of weights where they lie.
   Index hoisted_steps(Index rows) const {
     if (seq_.direct) return call_.time;
     constexpr Index kEnough = kTileRows, kEnoughStreamed = 3 * kTileRows;
@@ -454,7 +454,7 @@ class ForwardPass {
            call_.time >= 3 * kStepsAhead && hoisted_steps(1) > 0 && bytes > kFewest * division_.threads &&
            bytes <= kMost && cell_.stage[0].fused && !seq_.zoneout() && !seq_.direct;
   }
-  /// Weights that are not packed are read for all that a step sums, ahead of the cell.
+  /// With weights that are not packed all sums are made ahead of the cell.
   bool is_hoisted(const StageInfo<T>& stage) const { return seq_.direct || stage.sees_x(); }
   Index hoisted_rows() const {
     return seq_.direct ? call_.batch * call_.time : streams() ? kMostHoistedRows : kHoistedRows;
@@ -609,7 +609,7 @@ class ForwardPass {
   T* slots_ = nullptr;
   T* hoisted_[kMaxStages] = {};
   Index hoisted_size_[kMaxStages] = {};
-  bool fetches_;          ///< the panels that follow, as the weights are too many for a cache
+  bool fetches_;          ///< the panels that follow: the weights are too many for a cache, the rows for one tile
   T* partial_ = nullptr;  ///< a thread's sums of the first pieces of panels
   Index partial_size_ = 0;
   T* scaled_ = nullptr;  ///< a thread's operands times their factors, see scale_operands

@@ -50,8 +50,8 @@ struct Panels {
 /// which rows 4096 bytes apart soon push out of the first level.
 constexpr Index kAhead = 4;
 
-/// A whole vector of a panel. Past the caches where panels are too many for any: lines that are written there are read
-/// before. (LSTM with 2048 units: 5 to 9 instead of 12 to 17 ms.)
+/// A whole vector of a panel. Past the caches (AVX-512) where panels are too many for any: lines that are written there
+/// are read before. (LSTM with 2048 units: 5 to 9 instead of 12 to 17 ms.)
 template <bool past_caches, class V>
 FASTRNN_INLINE void put(Scalar<V>* to, const V& v) {
   if constexpr (past_caches)
@@ -60,8 +60,8 @@ FASTRNN_INLINE void put(Scalar<V>* to, const V& v) {
     store(to, v);
 }
 
-/// to[c][r] = from[r][c] for a square of as many rows and columns as a vector has lanes. Of rows in memory, what comes
-/// after kAhead squares is fetched.
+/// to[c][r] = from[r][c] for a square of as many rows and columns as a vector has lanes. What comes
+/// after kAhead squares is fetched where panels are too many for any cache.
 template <bool past_caches, class V>
 FASTRNN_INLINE void transpose(const Scalar<V>* from, Index from_stride, Scalar<V>* to, Index to_stride) {
   constexpr int L = kLanes<V>;

@@ -211,7 +211,7 @@ constexpr Sizes kSizes[] = {{1, 1, 1, 1},   {2, 3, 3, 5}, {7, 4, 17, 33}, {3, 40
 /// Of which the weights are read where they lie.
 constexpr Sizes kSmallSizes[] = {{1, 1, 1, 1},    {1, 1, 64, 256}, {8, 1, 17, 33},  {2, 2, 3, 5},
                                  {1, 3, 40, 24},  {5, 1, 19, 65},  {1, 2, 100, 72}, {3, 1, 0, 9},
-                                 {3, 1, 33, 130}, {2, 4, 7, 40},   {1, 5, 33, 20}};
+                                 {3, 1, 33, 130}, {2, 4, 7, 40},   {1, 5, 33, 20},  {2, 4, 100, 130}};
 
 std::string label(const char* property, Cell cell, Sizes s) {
   return std::string(property) + ": " + cell_traits(cell).name + " " + std::to_string(s.B) + " " +
@@ -293,6 +293,8 @@ void many_rows_or_factors_or_strides_are_packed() {
   call.batch = 1;
   call.time = 100;
   check(!reads_in_place<float>(weights, call), "many steps are packed");
+  call.time = 6;
+  check(!reads_in_place<float>(weights, call), "six steps are packed where weights are small");
   call.time = 1;
   call.input_factors = p.x.data();
   check(!reads_in_place<float>(weights, call), "factors for each gate are packed");
