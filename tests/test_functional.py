@@ -74,7 +74,7 @@ SIZES = [
     (1, 1, 1, 1),
     (70, 12, 3, 5),  # backward: several parts of the batch, and in a part several chunks of steps
     (257, 1, 3, 420),  # … one part for all, as there are too few rows times steps
-    (257, 2, 3, 420),
+    (257, 2, 3, 420),  # … two parts
     (1, 300, 3, 5),
     (1, 70, 3, 65),  # forward: x.W of many steps at once
     (5, 70, 3, 130),

@@ -655,8 +655,8 @@ class BackwardPass {
   // Rows of a part at least: of two parts, of more of them, and where recurrent weights larger than kCached are read
   // for every step (3 % of a GRU with 256 units) and there are enough for four parts.
   static constexpr Index kHalfRows = 8, kPartRows = 6, kLargePartRows = 12, kMostParts = 32, kCached = Index(1) << 19;
-  // Of one part's weight gradients, and of those of all parts.
-  static constexpr Index kMostPartBytes = 8'000'000, kMostBytes = Index(64) << 20;
+  // Of one part's weight gradients, and of those of all parts; and how many cost as much as the barriers of a step.
+  static constexpr Index kMostPartBytes = 8'000'000, kMostBytes = Index(64) << 20, kBarrierBytes = Index(1) << 16;
   static constexpr Index kRowsAtOnce = BackwardRows<T>::kRowsAtOnce;
   // Rows times steps of a chunk: amortises loading and storing dW and dU; more of them where all threads share those.
   static constexpr Index kChunkRows = 256, kSharedChunkRows = 512;
@@ -706,9 +706,7 @@ class BackwardPass {
     const Index least = large ? kLargePartRows : call.batch < 4 * kPartRows ? kHalfRows : kPartRows;
     const Index bytes = elements_ * Index(sizeof(T));
     // Each part writes gradients of its own and they are added: not worth it for less than a chunk of rows times steps
-    // (up to 3 times the time of a GRU with 256 units and 32 rows), but that two parts have no barriers, which cost as
-    // much as so many bytes for every step.
-    constexpr Index kBarrierBytes = Index(1) << 16;
+    // (up to 3 times the time of a GRU with 256 units and 32 rows), but that two parts have no barriers.
     const auto pays = [&](Index parts) {
       return parts * kChunkRows <= call.batch * call.time || (parts == 2 && bytes <= call.time * kBarrierBytes);
     };

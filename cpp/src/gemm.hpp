@@ -63,11 +63,11 @@ struct NoFetch {
   FASTRNN_INLINE void next() {}
 };
 
-/// What is read after a piece of a panel, and fetched by the tiles that work on that piece, each its share, beside
-/// every k. A row of a panel has up to four lines: fewer than four tiles leave some, every second or so, to the
-/// processor's own fetching; more of them fetch a line more than once, so that all take as long (3 to 9 % less time
-/// than with four of eleven tiles at it). (With fetching and pieces, on 2 cores: forward passes of large layers take 15
-/// to 25 % less time, backward passes 10 to 14 %.)
+/// What is read after a piece of a panel, and fetched by the tiles that work on that piece, each its share, an address
+/// for every k. A row of a panel has up to four lines: fewer than four tiles leave some to the processor's own
+/// fetching; more of them fetch some twice, but all at the same rate (3 to 9 % less time than with four of eleven tiles
+/// at it). (With fetching and pieces, on 2 cores: forward passes of large layers take 15 to 25 % less time, backward
+/// passes 10 to 14 %.)
 template <class T>
 struct Following {
   static constexpr Index kPieceDepth = 1024;  // rows of a piece: with what follows it finds room in such a cache
@@ -76,13 +76,11 @@ struct Following {
 
   const T* first;  ///< null: nothing
   Index size;      ///< elements
-  Index step;      ///< from a line of a tile's share to the next
+  Index step;      ///< from one address of a tile's share to the next
 
   /// For `rows` rows, of as many elements as there are in `depth` rows of a panel of that width.
   static Following of(const T* first, Index depth, Index width, Index rows) {
-    constexpr Index line = 64 / sizeof(T);
-    const Index tiles = ceil_div(larger(rows, 1), kTileRows);
-    return {first, depth * width, tiles * line < width ? width / tiles / line * line : ceil_div(width, tiles)};
+    return {first, depth * width, ceil_div(width, ceil_div(larger(rows, 1), kTileRows))};
   }
   /// The share of the tile that begins at `row` and sums over `depth`; if there is none, `resident` over and over
   /// again.

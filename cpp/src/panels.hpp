@@ -60,8 +60,8 @@ FASTRNN_INLINE void put(Scalar<V>* to, const V& v) {
     store(to, v);
 }
 
-/// to[c][r] = from[r][c] for a square of as many rows and columns as a vector has lanes. What comes
-/// after kAhead squares is fetched where panels are too many for any cache.
+/// to[c][r] = from[r][c] for a square of as many rows and columns as a vector has lanes. Where panels are too many for
+/// any cache, what comes after kAhead squares is fetched.
 template <bool past_caches, class V>
 FASTRNN_INLINE void transpose(const Scalar<V>* from, Index from_stride, Scalar<V>* to, Index to_stride) {
   constexpr int L = kLanes<V>;
@@ -230,9 +230,10 @@ void pack_stage(int s, const CellInfo<T>& cell, const Weights<T>& w, Pass pass, 
   });
 }
 
+/// All of a cell's weights.
 template <class T>
 void pack(const CellInfo<T>& cell, const Weights<T>& w, Pass pass, T* packed, int threads) {
-  constexpr Index kMostCached = Index(1) << 26;
+  constexpr Index kMostCached = Index(1) << 26;  // what a third level may well hold is left to it
   const Sizes n = sizes_of(cell.traits, w);
   const Panels<T> panels(cell, pass, n, packed);
   pack_vectors(cell, w, pass, panels);

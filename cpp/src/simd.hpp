@@ -78,6 +78,7 @@ FASTRNN_INLINE void stream(Scalar<V>* p, const V& v) {
 #endif
   store(p, v);
 }
+/// Orders what was streamed before what follows.
 FASTRNN_INLINE void finish_streams() {
 #if defined(EIGEN_VECTORIZE_AVX512)
   _mm_sfence();
